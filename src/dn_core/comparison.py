@@ -1,0 +1,58 @@
+"""A before/after picture: noisy left, denoised right, the middle plane of a stack, with the same contrast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dn_core.safe_write import replaced_file
+
+__all__ = ["write_comparison"]
+
+MAX_SIDE = 1024
+GAP = 4
+
+
+def write_comparison(path: str | Path, before: Any, after: Any, axes: str) -> None:
+    """Write a PNG of both, side by side, cut to at most 1024 pixels a side from the middle.
+
+    Parameters
+    ----------
+    before, after
+        Arrays of one shape.
+    axes
+        Their axes, such as ``"TZCYX"`` or ``"YXS"``; of every axis but rows, columns and samples the middle is shown.
+    """
+    from PIL import Image
+
+    index = _view(tuple(before.shape), axes)
+    pictures = [_as_rows(np.asarray(array[index]), axes) for array in (before, after)]
+    low, high = np.nanpercentile(np.where(np.isfinite(pictures[0]), pictures[0], np.nan), (0.2, 99.8))
+    shown = [_to_bytes(picture, float(low), float(high)) for picture in pictures]
+    gap = np.full((shown[0].shape[0], GAP, *shown[0].shape[2:]), 255, np.uint8)
+    with replaced_file(Path(path)) as temporary:
+        Image.fromarray(np.concatenate([shown[0], gap, shown[1]], axis=1)).save(temporary, format="PNG", optimize=True)
+
+
+def _view(shape: tuple[int, ...], axes: str) -> tuple[Any, ...]:
+    index: list[Any] = []
+    for extent, axis in zip(shape, axes, strict=True):
+        if axis in "YX":
+            start = max(0, (extent - MAX_SIDE) // 2)
+            index.append(slice(start, min(start + MAX_SIDE, extent)))
+        else:
+            index.append(slice(0, 3) if axis == "S" and extent >= 3 else 0 if axis == "S" else extent // 2)
+    return tuple(index)
+
+
+def _as_rows(picture: NDArray[Any], axes: str) -> NDArray[Any]:
+    planar = "S" in axes and axes.index("S") < axes.index("Y")
+    return np.moveaxis(picture, 0, -1) if planar and picture.ndim == 3 else picture
+
+
+def _to_bytes(picture: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    scaled = (np.nan_to_num(picture.astype(np.float64)) - low) * (255 / max(high - low, 1e-12))
+    return np.clip(scaled, 0, 255).astype(np.uint8)

@@ -1,0 +1,93 @@
+"""What ``python3 dev.py run`` shows: a noisy image, denoised, with figures and a before/after picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["main"]
+
+SIGMA = 25
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Denoise an image file, or without one a noisy picture made from what scikit-image ships."""
+    parser = argparse.ArgumentParser(prog="dev.py run", description=__doc__)
+    parser.add_argument("image", nargs="?", type=Path, help="an image to denoise")
+    parser.add_argument("--gui", action="store_true", help="open napari with the layers")
+    parser.add_argument("--output", type=Path, default=Path("before-after.png"), help="where the before/after picture goes")
+    options = parser.parse_args(arguments)
+    try:
+        _show(options.image, options.output, options.gui)
+    except (ValueError, TypeError, OSError, MemoryError) as error:
+        print(f"{options.image or 'demo'}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _show(path: Path | None, output: Path, gui: bool) -> None:
+    from dn_core.comparison import write_comparison
+    from dn_core.inference.denoise import denoise, engine_name, load_model
+
+    noisy, axes, channel_axis, truth = _example() if path is None else _opened(path)
+    model = load_model()
+    began = time.perf_counter()
+    clean = denoise(noisy, model, channel_axis=channel_axis)
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    denoise(noisy, model, channel_axis=channel_axis)
+    seconds = time.perf_counter() - began
+    write_comparison(output, noisy, clean, axes)
+    print(f"image     {path or f'scikit-image camera with Gaussian noise of sigma {SIGMA}'}: {noisy.dtype} {noisy.shape}, axes {axes}")
+    if truth is not None:
+        print(f"PSNR      noisy {_psnr(noisy, truth):.2f} dB, denoised {_psnr(clean, truth):.2f} dB")
+    print(f"model     {model.card.name}: {model.card.description}")
+    print(f"engine    {engine_name(model, dtype=noisy.dtype)}")
+    print(f"speed     {noisy.size / seconds / 1e6:.1f} megapixels per second ({first:.2f} s the first time, with starting the engine)")
+    print(f"picture   {output.resolve()} (before | after)")
+    if gui:
+        _open_napari(noisy, clean, truth, axes)
+
+
+def _example() -> tuple[NDArray[Any], str, int | None, NDArray[Any] | None]:
+    from skimage import data
+
+    truth = data.camera()
+    noisy = truth + np.random.default_rng(0).normal(0, SIGMA, truth.shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), "YX", None, truth
+
+
+def _opened(path: Path) -> tuple[NDArray[Any], str, int | None, NDArray[Any] | None]:
+    from dn_core import files
+
+    image = files.read_image(path)
+    for note in image.notes:
+        print(f"note      {note}")
+    return image.pixels, image.axes, image.channel_axis, None
+
+
+def _psnr(image: NDArray[Any], truth: NDArray[Any]) -> float:
+    from skimage.metrics import peak_signal_noise_ratio
+
+    return float(peak_signal_noise_ratio(truth, image, data_range=255))
+
+
+def _open_napari(noisy: NDArray[Any], clean: NDArray[Any], truth: NDArray[Any] | None, axes: str) -> None:
+    import napari
+
+    viewer = napari.Viewer(title="napari-dnresnet")
+    rgb = axes.endswith("S") and noisy.shape[-1] in (3, 4)
+    for name, layer in (("truth", truth), ("noisy", noisy), ("denoised", clean)):
+        if layer is not None:
+            viewer.add_image(layer, name=name, rgb=rgb)
+    napari.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

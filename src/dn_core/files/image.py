@@ -1,0 +1,189 @@
+"""What all formats share: the image that a file holds, where its blocks are written, and how reading errors are told."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dn_core.errors import ImageFileError
+
+MAX_PIXELS = 2**40
+"""More pixels than any real image; a header that claims more is a mistake or an attack."""
+
+SYMBOLS = {
+    "angstrom": "Å", "nanometer": "nm", "micrometer": "µm", "millimeter": "mm", "centimeter": "cm", "meter": "m",
+    "nanosecond": "ns", "microsecond": "µs", "millisecond": "ms", "second": "s", "minute": "min", "hour": "h", "day": "d",
+}  # fmt: skip
+"""Units: NGFF's word -> OME's symbol, which is the one in `ImageFile.metadata`."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image as it lies in a file: level 0 of a pyramid, the first of several images.
+
+    Attributes
+    ----------
+    path
+        The file or folder.
+    source
+        A numpy array, memory map or zarr-like array with ``shape``, ``dtype`` and slicing, in the order of the file. Reading
+        damaged data through it raises `ImageFileError`.
+    axes
+        A letter for each axis: T, Z, C, Y, X, S (samples of RGB, RGBA or grey with alpha), Q (the file does not say).
+    format
+        ``"tiff"``, ``"ome-tiff"``, ``"imagej-tiff"``, ``"png"``, ``"jpeg"``, ``"ome-zarr"`` or ``"zarr"``.
+    metadata
+        What writing needs. In all formats, where known: ``pixel_size`` and ``pixel_unit`` (for each of X, Y, Z),
+        ``channel_names``, ``time_increment`` and ``time_unit``; besides, what is the format's own.
+    notes
+        What a user should know, such as that only the first of two images is used.
+    """
+
+    path: Path
+    source: Any
+    axes: str
+    format: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, in the order of `axes`."""
+        return tuple(self.source.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The kind of number, in the machine's own byte order."""
+        return np.dtype(self.source.dtype).newbyteorder("=")
+
+    @property
+    def rgb(self) -> bool:
+        """Whether there are samples: RGB, RGBA or grey with alpha."""
+        return "S" in self.axes
+
+    @property
+    def pixels(self) -> NDArray[Any]:
+        """All of `source`, in memory."""
+        return np.ascontiguousarray(np.asarray(self.source[...]), dtype=self.dtype).reshape(self.shape)
+
+    @property
+    def alpha(self) -> bool:
+        """Whether the last of two or four samples is opacity, not intensity."""
+        # A TIFF says what its samples beyond the colours are; 0 beside grey means: just another channel.
+        extra = self.metadata.get("extrasamples", ())
+        unspecified = bool(extra) and extra[-1] == 0 and self.metadata.get("photometric") != "rgb"
+        return self.rgb and self.shape[self.axes.index("S")] in (2, 4) and not unspecified
+
+    @property
+    def channel_axis(self) -> int | None:
+        """The index of the samples, else of the channels, else None."""
+        return next((self.axes.index(axis) for axis in "SC" if axis in self.axes), None)
+
+
+class CheckedSource:
+    """An array on disk whose reading errors name the file."""
+
+    def __init__(self, array: Any, path: Path) -> None:
+        self._array, self._path = array, path
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype = np.dtype(array.dtype)
+        self.ndim = len(self.shape)
+        self.size = math.prod(self.shape)
+        self.nbytes = self.size * self.dtype.itemsize
+        self.chunks: tuple[int, ...] = tuple(array.chunks)
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        with reading(self._path):
+            return np.asarray(self._array[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[...], dtype=dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+class Target:
+    """Where the blocks of a new image go: ``target[index] = block`` for any basic numpy index, in any order.
+
+    It ends with the ``with`` block that made it, so that no map of the file stays open.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype = np.dtype(array.dtype)
+        self.ndim = len(self.shape)
+
+    def __setitem__(self, index: Any, block: Any) -> None:
+        if self._array is None:
+            raise ValueError("the image has been written already; write its blocks inside the with block of create_image")
+        self._array[index] = block
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        if self._array is None:
+            raise ValueError("the image has been written already; open it with open_image to read it")
+        return np.asarray(self._array[index])
+
+    def close(self) -> None:
+        """Let go of the array."""
+        self._array = None
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what libraries raise on bad content into an `ImageFileError` that names the file."""
+    try:
+        yield
+    except (ImageFileError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # missing, forbidden or failing storage, not bad content
+            raise
+        if isinstance(error, ImportError) or "imagecodecs" in str(error) and "requires" in str(error):
+            raise ImageFileError(
+                f"{printable(path)} is compressed in a way that needs a package to read ({error}). Install it: pip install imagecodecs"
+            ) from error
+        raise ImageFileError(
+            f"{printable(path)} is damaged or not of a kind that can be read ({type(error).__name__}: {error!s:.200}). "
+            "A whole image is expected; copy it again or export it again from the program that made it."
+        ) from error
+
+
+def printable(path: Path) -> str:
+    """The path, with bytes that are no text escaped, so that printing it never fails."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+
+
+def check_pixel_count(path: Path, shape: tuple[int, ...]) -> None:
+    """Refuse headers that claim more than `MAX_PIXELS`, or nothing at all."""
+    count = math.prod(int(size) for size in shape)  # Python integers: numpy's overflow silently
+    if not shape or count == 0:
+        raise ImageFileError(f"{printable(path)} holds an empty image of shape {shape}; an image with pixels is expected. Export it again.")
+    if count > MAX_PIXELS:
+        raise ImageFileError(
+            f"{printable(path)} claims {count} pixels (shape {shape}), at most {MAX_PIXELS} are expected. It is damaged or no real image."
+        )
+
+
+def check_dtype(path: Path, dtype: np.dtype[Any]) -> None:
+    """Refuse what is not numbers."""
+    if dtype.kind not in "biufc":
+        raise ImageFileError(f"{printable(path)} holds values of type {dtype}; numbers are expected. Convert it to integers or floats.")
+
+
+def check_written(path: Path, found: ImageFile, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """See that a file just written reads back with its shape (axes of length 1 aside, which TIFF kinds drop) and dtype."""
+    same_shape = [size for size in found.shape if size != 1] == [size for size in shape if size != 1]
+    if not same_shape or found.dtype != dtype.newbyteorder("="):
+        raise ImageFileError(
+            f"{printable(path)} reads back as {found.dtype} {found.shape} after writing {dtype} {shape}. Write to another format."
+        )

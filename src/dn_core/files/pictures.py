@@ -1,0 +1,110 @@
+"""PNG and JPEG, in memory. The EXIF orientation is applied to the pixels when reading, and no orientation is written."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dn_core.errors import ImageFileError
+from dn_core.files.image import ImageFile, Target, check_written, printable, reading
+from dn_core.safe_write import replaced_file
+
+_ORIENTATIONS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+def open_picture(path: Path) -> ImageFile:
+    """Read a PNG or JPEG."""
+    from PIL import Image
+
+    with reading(path), Image.open(path, formats=("PNG", "JPEG", "MPO")) as picture:
+        if picture.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
+            raise ImageFileError(f"{printable(path)} has {picture.mode} colours; grey, RGB or RGBA is expected. Convert it to RGB first.")
+        frames = getattr(picture, "n_frames", 1)
+        notes = (f"{frames} images in the file; the first is used",) if frames > 1 else ()
+        metadata = {key: picture.info[key] for key in ("dpi", "icc_profile") if picture.info.get(key)}
+        format_ = "png" if picture.format == "PNG" else "jpeg"
+        orientation = picture.getexif().get(0x0112, 1)
+        pixels = _deep_png(path) if format_ == "png" else None
+        if pixels is None:
+            pixels = _pixels(picture)
+        pixels = np.ascontiguousarray(_ORIENTATIONS.get(orientation, lambda a: a)(pixels))
+    return ImageFile(path, pixels, "YXS" if pixels.ndim == 3 else "YX", format_, metadata, notes)
+
+
+def _pixels(picture: Any) -> NDArray[Any]:
+    if picture.mode in ("P", "PA"):  # the values are numbers of colours, no intensities
+        picture = picture.convert("RGBA" if picture.mode == "PA" or "transparency" in picture.info else "RGB")
+    pixels = np.array(picture)
+    return pixels.astype(np.uint16) if picture.mode == "I" else pixels
+
+
+def _deep_png(path: Path) -> NDArray[Any] | None:
+    """The pixels of a PNG with 16 bits and several samples, of which Pillow gives only the upper 8 bits."""
+    content = path.read_bytes()
+    depth, colour = content[24], content[25]
+    if depth != 16 or colour == 0:
+        return None
+    import imagecodecs
+
+    return np.asarray(imagecodecs.png_decode(content))
+
+
+def check_picture(path: Path, like: ImageFile) -> None:
+    """Refuse, before anything is computed, what PNG or JPEG cannot hold."""
+    jpeg = path.suffix.lower() != ".png"
+    name, dtypes = ("JPEG", ("uint8",)) if jpeg else ("PNG", ("bool", "uint8", "uint16"))
+    if like.dtype.name not in dtypes:
+        raise ValueError(f"{like.dtype} cannot be written as {name}; {' or '.join(dtypes)} is expected. Choose a name that ends in .tif.")
+    planes = math.prod(size for axis, size in zip(like.axes, like.shape, strict=True) if axis not in "YXS")
+    if planes != 1 or not {"Y", "X"} <= set(like.axes):
+        raise ValueError(f"{planes} planes (axes {like.axes}) cannot be written as {name}; one is expected. Choose a name that ends in .tif.")
+    samples = like.shape[like.axes.index("S")] if like.rgb else 1
+    if samples not in ((1, 3) if jpeg else (1, 2, 3, 4)) or (like.dtype.kind == "b" and samples != 1):
+        raise ValueError(f"{like.dtype} with {samples} samples cannot be written as {name}. Choose a name that ends in .png or .tif.")
+
+
+@contextlib.contextmanager
+def create_picture(path: Path, like: ImageFile) -> Iterator[Target]:
+    """Give a `Target` in memory that is encoded at the end."""
+    pixels = np.zeros(like.shape, like.dtype)
+    laid = pixels.transpose([i for i, axis in enumerate(like.axes) if axis not in "YXS"] + [like.axes.index(a) for a in "YXS" if a in like.axes])
+    shape = laid.shape[-3:] if like.rgb else laid.shape[-2:]
+    if shape[-1] == 1 and like.rgb:
+        shape = shape[:-1]
+
+    def check(written: Path) -> None:
+        check_written(written, open_picture(written), shape, like.dtype)
+
+    target = Target(pixels)
+    with replaced_file(path, check=check) as temporary:
+        yield target
+        _encode(temporary, np.ascontiguousarray(laid).reshape(shape), like.metadata)
+        target.close()
+
+
+def _encode(path: Path, pixels: NDArray[Any], metadata: dict[str, Any]) -> None:
+    if pixels.dtype == np.uint16 and pixels.ndim == 3:
+        import imagecodecs
+
+        path.write_bytes(imagecodecs.png_encode(pixels))
+        return
+    from PIL import Image
+
+    options: dict[str, Any] = {key: metadata[key] for key in ("dpi", "icc_profile") if key in metadata}
+    if path.suffix.lower() != ".png":
+        options.update(format="JPEG", quality=95, subsampling=0)
+    Image.fromarray(pixels).save(path, **options)

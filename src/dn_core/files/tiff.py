@@ -1,0 +1,447 @@
+"""TIFF in its kinds: plain, OME-TIFF, ImageJ. Reading is lazy where the file allows it, writing goes through a memory map."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import re
+import shutil
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dn_core.errors import ImageFileError
+from dn_core.files.image import (
+    SYMBOLS,
+    CheckedSource,
+    ImageFile,
+    Target,
+    check_dtype,
+    check_pixel_count,
+    check_written,
+    printable,
+    reading,
+)
+from dn_core.safe_write import replaced_file
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPageSeries
+
+MAX_SEGMENT_BYTES = 2**29
+"""What one compressed strip or tile may decode to; a gigabyte of zeros fits into a megabyte."""
+MAX_EXPANSION = 2**14
+"""How many times larger than its file a compressed image of over a GiB may be."""
+EAGER_BYTES = 64 * 2**20
+"""Up to this size a compressed image is decoded at once, which spares the import of zarr."""
+CLASSIC_BYTES = 2**32 - 32 * 2**20
+"""From here on BigTIFF is written; 32 MiB are left for tags and page directories."""
+
+_OME_DTYPES = ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "float64", "complex64", "complex128")
+_TIFF_DTYPES = (*_OME_DTYPES, "int64", "uint64", "float16")
+_IMAGEJ_DTYPES = ("uint8", "uint16", "int16", "float32")
+_SIZES = tuple(f"{name}{suffix}" for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ", "TimeIncrement") for suffix in ("", "Unit"))
+_lock = threading.RLock()
+
+
+# Reading
+
+
+def open_tiff(path: Path, stack: contextlib.ExitStack, *, missing: str) -> ImageFile:
+    """Open a TIFF for as long as `stack` lives."""
+    import tifffile
+
+    with reading(path):
+        with _errors_of_tifffile() as errors:
+            tif = stack.enter_context(tifffile.TiffFile(path, _multifile=False))
+            if not tif.pages:
+                raise ImageFileError(f"{printable(path)} is a TIFF without any image; it was cut off or never finished. Copy it again.")
+            series = tif.series[0]
+            pages = list(series.pages)  # loads the directories, which is when damage to them is noticed
+        notes = _notes_and_refusals(path, tif, errors)
+        check_pixel_count(path, series.shape)
+        check_dtype(path, series.dtype)
+        _check_colours(path, series)
+        _check_planes(path, tif, series, pages, missing)
+        _check_segments(path, series, pages, missing)
+        kind = _kind(tif, series)
+        metadata = _metadata(tif, series, kind)
+        source, axes = _source(path, series, kind, metadata), series.axes.replace("I", "Q")
+    if len(axes) < source.ndim:
+        axes += "S"  # a palette was expanded
+    return ImageFile(path, source, axes, kind, metadata, notes)
+
+
+@contextlib.contextmanager
+def _errors_of_tifffile() -> Iterator[list[str]]:
+    """Collect what tifffile logs as errors: of several kinds of damage it is the only sign."""
+    errors: list[str] = []
+    thread = threading.get_ident()
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.ERROR and record.thread == thread:
+                errors.append(record.getMessage())
+
+    logger, collector = logging.getLogger("tifffile"), Collector()
+    with _lock:  # the logger is one for all threads
+        propagate, logger.propagate = logger.propagate, False
+        logger.addHandler(collector)
+        try:
+            yield errors
+        finally:
+            logger.removeHandler(collector)
+            logger.propagate = propagate
+
+
+def _notes_and_refusals(path: Path, tif: TiffFile, errors: list[str]) -> tuple[str, ...]:
+    notes = []
+    fatal = [message for message in errors if "OME series raised" not in message]
+    if fatal:
+        raise ImageFileError(
+            f"{printable(path)} is damaged or cut off ({fatal[0]:.200}). A whole TIFF is expected; copy it again or export it again."
+        )
+    series = tif.series[0]
+    if errors:
+        notes.append("the OME description is damaged and is not used: the meaning of the axes is unknown")
+    elif tif.is_ome and series.kind != "ome":
+        notes.append("the OME description speaks of other files: only the pixels of this file are used, their axes are unknown")
+    if len(tif.series) > 1:
+        notes.append(f"{len(tif.series)} images in the file; the first is used")
+    if len(series.levels) > 1:
+        notes.append(f"pyramid of {len(series.levels)} levels; level 0 is used")
+    return tuple(notes)
+
+
+def _check_colours(path: Path, series: TiffPageSeries) -> None:
+    page = series.keyframe
+    name = {5: "CMYK", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LOGL", 32845: "LOGLUV"}.get(int(page.photometric))
+    if int(page.photometric) == 6 and int(page.compression) not in (6, 7, 33003, 33004, 33005, 33007, 34712, 34892, 50001):
+        name = "YCbCr"  # only the codecs of photographs turn it to RGB while decoding
+    if name:
+        raise ImageFileError(f"{printable(path)} has {name} colours; grey, RGB or RGBA is expected. Convert it to RGB first.")
+
+
+def _check_planes(path: Path, tif: TiffFile, series: TiffPageSeries, pages: list[Any], missing: str) -> None:
+    """Compare the planes that the description promises with the pages that are there."""
+    absent = sum(page is None for page in pages)
+    if absent and missing == "refuse":
+        raise ImageFileError(
+            f"{printable(path)} lacks {absent} of {len(pages)} planes that its OME description promises. A whole file is expected; "
+            'export it again, or accept zeros for them with missing="fill".'
+        )
+    planes = math.prod(series.shape) // max(1, math.prod(series.keyframe.shape))
+    if series.dataoffset is None and planes != len(pages):
+        raise ImageFileError(f"{printable(path)} has {len(pages)} planes where its description promises {planes}. Export it again.")
+    said = tif.shaped_metadata
+    if series.kind != "ome" and said and "shape" in said[0] and math.prod(said[0]["shape"]) != math.prod(series.shape):
+        raise ImageFileError(
+            f"{printable(path)} holds {series.shape} where its description promises {tuple(said[0]['shape'])}. Export it again."
+        )
+
+
+def _check_segments(path: Path, series: TiffPageSeries, pages: list[Any], missing: str) -> None:
+    """Refuse strips and tiles that are missing, lie outside the file, or would decode to too much."""
+    size = path.stat().st_size
+    nbytes = math.prod(series.shape) * series.dtype.itemsize
+    if series.dataoffset is not None:
+        if series.dataoffset + nbytes > size:
+            raise ImageFileError(f"{printable(path)} is cut off: {series.dataoffset + nbytes} bytes are expected, it has {size}. Copy it again.")
+        return
+    page = series.keyframe
+    segments = math.prod(page.chunked)
+    if int(page.compression) != 1:
+        largest = math.prod(page.chunks) * series.dtype.itemsize
+        if largest > MAX_SEGMENT_BYTES:
+            raise ImageFileError(
+                f"{printable(path)} has compressed strips or tiles of {largest} bytes; at most {MAX_SEGMENT_BYTES} are read. "
+                "Save it with smaller strips or tiles, or uncompressed."
+            )
+        if nbytes > max(2**30, MAX_EXPANSION * size):
+            raise ImageFileError(f"{printable(path)} claims {nbytes} bytes of pixels in a file of {size} bytes; it is damaged or no real image.")
+    needed = -(-page.imagelength * page.imagewidth * page.samplesperpixel * page.bitspersample // 8)
+    for index, found in enumerate(pages):
+        if found is not None:
+            _check_page(path, index, found, size, segments, needed if page.is_contiguous else 0, missing)
+
+
+def _check_page(path: Path, index: int, page: Any, size: int, segments: int, needed: int, missing: str) -> None:
+    offsets, counts = page.dataoffsets, page.databytecounts
+    joined = page.is_contiguous and len(offsets) == 1  # tifffile joins strips that follow each other
+    if (len(offsets) < segments and not joined) or sum(counts) < needed:
+        raise ImageFileError(f"{printable(path)} is damaged: page {index} lacks part of its data. Copy it again or export it again.")
+    for offset, count in zip(offsets, counts, strict=False):
+        if offset + count > size:
+            raise ImageFileError(
+                f"{printable(path)} is cut off: page {index} needs {offset + count} bytes, the file has {size}. Copy it again."
+            )
+        if (count == 0 or offset == 0) and missing == "refuse":
+            raise ImageFileError(f'{printable(path)} lacks a strip or tile of page {index}. Accept zeros for such with missing="fill".')
+
+
+def _kind(tif: TiffFile, series: TiffPageSeries) -> str:
+    return {"ome": "ome-tiff", "imagej": "imagej-tiff"}.get(series.kind, "tiff")
+
+
+def _source(path: Path, series: TiffPageSeries, kind: str, metadata: dict[str, Any]) -> Any:
+    page = series.keyframe
+    if int(page.photometric) == 3 and kind == "tiff":
+        return _expanded_palette(series.asarray(), page.colormap, metadata)
+    if series.dataoffset is not None and series.dtype.kind != "b":
+        byteorder = series.dtype.newbyteorder(metadata["byteorder"])
+        return np.memmap(path, byteorder, "r", series.dataoffset, series.shape, "C")
+    if math.prod(series.shape) * series.dtype.itemsize <= EAGER_BYTES:
+        return series.asarray().reshape(series.shape)
+    import zarr
+
+    return CheckedSource(zarr.open_array(series.aszarr(level=0), mode="r"), path)
+
+
+def _expanded_palette(indices: NDArray[Any], colours: NDArray[Any] | None, metadata: dict[str, Any]) -> NDArray[Any]:
+    """RGB of a palette image: its values are numbers of colours, no intensities."""
+    if colours is None:
+        raise ImageFileError("a palette image without its palette")
+    metadata.update(photometric="rgb", planarconfig=1)
+    return np.moveaxis((colours >> 8).astype(np.uint8)[:, indices], 0, -1)
+
+
+def _metadata(tif: TiffFile, series: TiffPageSeries, kind: str) -> dict[str, Any]:
+    page = series.keyframe
+    metadata: dict[str, Any] = {
+        "byteorder": tif.byteorder,
+        "bigtiff": tif.is_bigtiff,
+        "photometric": {0: "miniswhite", 2: "rgb", 3: "palette", 6: "rgb"}.get(int(page.photometric), "minisblack"),
+        "planarconfig": int(page.planarconfig),
+        "extrasamples": tuple(int(value) for value in page.extrasamples or ()),
+    }
+    if 282 in page.tags and 283 in page.tags:
+        metadata["resolution"] = (page.tags[282].value, page.tags[283].value)
+        metadata["resolutionunit"] = int(page.resolutionunit)
+    if 274 in page.tags:
+        metadata["orientation"] = int(page.tags[274].value)
+    if kind == "ome-tiff":
+        metadata.update(_from_ome(tif.ome_metadata or ""))
+    elif kind == "imagej-tiff":
+        metadata["colormap"] = page.colormap
+        metadata.update(_from_imagej(dict(tif.imagej_metadata or {}), page))
+    elif tif.shaped_metadata:
+        said = {key: value for key, value in tif.shaped_metadata[0].items() if key not in ("shape", "axes", "truncated")}
+        metadata["shaped"] = said
+        metadata.update(_from_sizes(said))
+    return metadata
+
+
+def _from_sizes(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Pixel sizes and frame time from attributes named as OME names them."""
+    found: dict[str, Any] = {}
+    sizes = {axis: float(attributes[f"PhysicalSize{axis}"]) for axis in "XYZ" if f"PhysicalSize{axis}" in attributes}
+    if sizes:
+        found["pixel_size"] = sizes
+        found["pixel_unit"] = {axis: str(attributes.get(f"PhysicalSize{axis}Unit", "µm")) for axis in sizes}
+    if "TimeIncrement" in attributes:
+        found["time_increment"] = float(attributes["TimeIncrement"])
+        found["time_unit"] = str(attributes.get("TimeIncrementUnit", "s"))
+    return found
+
+
+def _from_ome(xml: str) -> dict[str, Any]:
+    """What tifffile can write again of the first image in an OME description."""
+    from xml.etree import ElementTree
+
+    def children(element: Any, name: str) -> list[Any]:
+        return [child for child in element if child.tag.rpartition("}")[2] == name]
+
+    image = next(image for image in children(ElementTree.fromstring(xml), "Image") if children(image, "Pixels"))
+    pixels = children(image, "Pixels")[0]
+    channels = [{key: value for key, value in child.attrib.items() if key not in ("ID", "SamplesPerPixel")} for child in children(pixels, "Channel")]
+    planes = {
+        tuple(int(child.attrib.get(f"The{axis}", 0)) for axis in "TZC"): {
+            key: value for key, value in child.attrib.items() if not key.startswith("The")
+        }
+        for child in children(pixels, "Plane")
+    }
+    ome: dict[str, Any] = {key: pixels.attrib[key] for key in (*_SIZES, "SignificantBits") if key in pixels.attrib}
+    if "Name" in image.attrib:
+        ome["Name"] = image.attrib["Name"]
+    ome.update({name: child.text for name in ("AcquisitionDate", "Description") for child in children(image, name) if child.text})
+    found = {"ome": ome, "channels": channels, "planes": planes, **_from_sizes(ome)}
+    if channels and all("Name" in channel for channel in channels):
+        found["channel_names"] = [channel["Name"] for channel in channels]
+    return found
+
+
+def _from_imagej(imagej: dict[str, Any], page: Any) -> dict[str, Any]:
+    for key in ("images", "channels", "slices", "frames", "shape", "axes", "dtype", "order"):
+        imagej.pop(key, None)
+    found: dict[str, Any] = {"imagej": imagej}
+    unit = {"um": "µm", "micron": "µm", "microns": "µm", "micrometer": "µm", "\\u00B5m": "µm", "μm": "µm"}.get(
+        str(imagej.get("unit", "")), str(imagej.get("unit", ""))
+    )
+    if unit in SYMBOLS.values():
+        sizes = {axis: 1 / value for axis, value in zip("XY", page.resolution, strict=True) if value > 0}
+        if "spacing" in imagej:
+            sizes["Z"] = float(imagej["spacing"])
+        found["pixel_size"], found["pixel_unit"] = sizes, dict.fromkeys(sizes, unit)
+    if "finterval" in imagej:
+        found["time_increment"], found["time_unit"] = float(imagej["finterval"]), "s"
+    return found
+
+
+# Writing
+
+
+def check_tiff(path: Path, like: ImageFile) -> None:
+    """Refuse, before anything is computed, what cannot be written."""
+    kind = _output_kind(path, like)
+    allowed = _OME_DTYPES if kind == "ome-tiff" else _TIFF_DTYPES
+    if like.dtype.name not in allowed:
+        raise ValueError(f"{like.dtype} cannot be written as {kind}; one of {', '.join(allowed)} is expected. Convert the image first.")
+    if kind == "ome-tiff" and not set(like.axes) <= set("TZCYXSAPRHEQ"):
+        raise ValueError(f"axes {like.axes} cannot be written as OME-TIFF. Choose a name that ends in .tif alone.")
+    if like.axes.replace("S", "")[-2:] != "YX":
+        raise ValueError(f"axes {like.axes} cannot be written as TIFF; Y and X are expected last. Transpose the image first.")
+    needed, free = math.prod(like.shape) * like.dtype.itemsize, shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"the output needs {needed} bytes, {free} are free. Make room or choose another place", str(path))
+
+
+def _output_kind(path: Path, like: ImageFile) -> str:
+    if re.search(r"\.ome\.tiff?$", path.name, re.IGNORECASE):
+        return "ome-tiff"
+    if like.format == "imagej-tiff":
+        in_order = [axis for axis in "TZCYXS" if axis in like.axes] == list(_imagej_axes(like.axes))
+        classic = not like.metadata.get("bigtiff") and math.prod(like.shape) * like.dtype.itemsize < CLASSIC_BYTES
+        # ImageJ itself reads no BigTIFF; its OME reader does.
+        return "imagej-tiff" if in_order and classic and like.dtype.name in _IMAGEJ_DTYPES else "ome-tiff"
+    return like.format if like.format == "ome-tiff" else "tiff"
+
+
+def _imagej_axes(axes: str) -> str:
+    """ImageJ has no unknown axis: pages without a meaning are slices."""
+    return axes if "Z" in axes else axes.replace("Q", "Z", 1)
+
+
+@contextlib.contextmanager
+def create_tiff(path: Path, like: ImageFile) -> Iterator[Target]:
+    """Give a `Target` over the memory map of an uncompressed TIFF."""
+    import tifffile
+
+    def check(written: Path) -> None:
+        with contextlib.ExitStack() as stack:
+            check_written(written, open_tiff(written, stack, missing="refuse"), like.shape, like.dtype)
+
+    kind = _output_kind(path, like)
+    if like.format == "imagej-tiff" and kind == "ome-tiff" and not re.search(r"\.ome\.tiff?$", path.name, re.IGNORECASE):
+        warnings.warn(f"{path.name} is larger or of another kind than ImageJ's own TIFF can be; it is written as OME-TIFF", stacklevel=4)
+    options = _options(kind, like)
+    with replaced_file(path, check=check) as temporary:
+        if like.dtype.kind == "b":  # eight pixels share a byte, which no map can address
+            array: NDArray[Any] = np.zeros(like.shape, like.dtype)
+        else:
+            array = tifffile.memmap(temporary, shape=like.shape, dtype=like.dtype, **options)
+            _allocate(temporary)
+        target = Target(array)
+        try:
+            yield target
+            if isinstance(array, np.memmap):
+                array.flush()
+            else:
+                tifffile.imwrite(temporary, array, **options)
+        finally:
+            target.close()
+            del array
+
+
+def _allocate(path: Path) -> None:
+    """Take the disk space now: writing into a map of a full disk kills the process, without an exception."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(path, "rb+") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                raise OSError(error.errno, f"the output needs {path.stat().st_size} bytes, which are not free there", str(path)) from error
+
+
+def _options(kind: str, like: ImageFile) -> dict[str, Any]:
+    """The arguments of tifffile's writer."""
+    known = like.metadata
+    big = bool(known.get("bigtiff")) or math.prod(like.shape) * like.dtype.itemsize >= CLASSIC_BYTES
+    options: dict[str, Any] = {"bigtiff": big, "byteorder": known.get("byteorder", "<"), **_layout(like)}
+    if "resolution" in known:
+        options.update(resolution=known["resolution"], resolutionunit=known["resolutionunit"])
+    elif {"X", "Y"} <= known.get("pixel_size", {}).keys() and kind == "tiff":
+        options.update(_resolution(known))
+    if known.get("orientation", 1) != 1:
+        options["extratags"] = [(274, 3, 1, known["orientation"], True)]
+    if kind == "ome-tiff":
+        options.update(ome=True, metadata=_ome(like))
+    elif kind == "imagej-tiff":
+        options.update(imagej=True, metadata={**known["imagej"], "axes": _imagej_axes(like.axes)})
+        if known.get("colormap") is not None:
+            options["colormap"] = known["colormap"]
+    else:
+        options.update(ome=False, metadata={**known.get("shaped", {}), **_sizes(known), "axes": like.axes})
+    return options
+
+
+def _layout(like: ImageFile) -> dict[str, Any]:
+    photometric = like.metadata.get("photometric", "minisblack")
+    if not like.rgb:
+        kept = photometric == "miniswhite" or (photometric == "palette" and like.metadata.get("colormap") is not None)
+        return {"photometric": photometric if kept else "minisblack", "planarconfig": None}
+    samples = like.shape[like.axes.index("S")]
+    colour = samples in (3, 4) and like.metadata.get("photometric", "rgb") == "rgb"
+    layout: dict[str, Any] = {
+        "photometric": "rgb" if colour else ("miniswhite" if photometric == "miniswhite" else "minisblack"),
+        "planarconfig": "contig" if like.axes.endswith("S") else "separate",
+    }
+    extra = samples - (3 if colour else 1)
+    if extra:
+        kept_extra = like.metadata.get("extrasamples", ())
+        layout["extrasamples"] = kept_extra if len(kept_extra) == extra else (2,) * extra if like.alpha else (0,) * extra
+    return layout
+
+
+def _sizes(known: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for axis, size in known.get("pixel_size", {}).items():
+        found[f"PhysicalSize{axis}"], found[f"PhysicalSize{axis}Unit"] = size, known["pixel_unit"][axis]
+    if "time_increment" in known:
+        found.update(TimeIncrement=known["time_increment"], TimeIncrementUnit=known["time_unit"])
+    return found
+
+
+def _resolution(known: dict[str, Any]) -> dict[str, Any]:
+    metres = {"Å": 1e-10, "nm": 1e-9, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0}
+    sizes = [known["pixel_size"][axis] * metres.get(known["pixel_unit"][axis], 0) for axis in "XY"]
+    return {"resolution": tuple(0.01 / size for size in sizes), "resolutionunit": "CENTIMETER"} if min(sizes) > 0 else {}
+
+
+def _ome(like: ImageFile) -> dict[str, Any]:
+    known = like.metadata
+    metadata: dict[str, Any] = {**known.get("ome", {}), **_sizes(known), "axes": like.axes}
+    count = like.shape[like.axes.index("C")] if "C" in like.axes else 1
+    channels: list[dict[str, Any]] = known.get("channels") or [{"Name": name} for name in known.get("channel_names", ())]
+    if len(channels) == count:
+        metadata["Channel"] = _columns(channels)
+    leading = [(axis, size) for axis, size in zip(like.axes, like.shape, strict=True) if axis not in "YXS"]
+    indices = np.ndindex(*(size for _, size in leading))
+    places = [dict(zip((axis for axis, _ in leading), index, strict=True)) for index in indices] if known.get("planes") else []
+    planes = [known["planes"].get(tuple(place.get(axis, 0) for axis in "TZC")) for place in places]
+    if planes and all(plane is not None for plane in planes):
+        metadata["Plane"] = _columns(planes)
+    return metadata
+
+
+def _columns(rows: list[Any]) -> dict[str, list[Any]]:
+    """Attributes that all rows have, as tifffile wants them."""
+    return {key: [row[key] for row in rows] for key in rows[0] if all(key in row for row in rows)}

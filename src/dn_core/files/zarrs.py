@@ -1,0 +1,308 @@
+"""OME-Zarr 0.4 and 0.5 and bare zarr arrays. Level 0 is read; when writing, the further levels are made again."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dn_core.errors import ImageFileError
+from dn_core.files.image import (
+    SYMBOLS,
+    CheckedSource,
+    ImageFile,
+    Target,
+    check_dtype,
+    check_pixel_count,
+    check_written,
+    printable,
+    reading,
+)
+from dn_core.safe_write import replaced_folder
+
+MAX_CHUNK_BYTES = 2**32
+"""What one chunk may decode to."""
+BAND_BYTES = 64 * 2**20
+"""How much of a level is in memory while the next one is made."""
+
+_WORDS = {symbol: word for word, symbol in SYMBOLS.items()}
+_TYPES = {"T": "time", "C": "channel", "Z": "space", "Y": "space", "X": "space"}
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a zarr array or group."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
+
+
+# Reading
+
+
+def open_zarr(path: Path, *, missing: str) -> ImageFile:
+    """Open a zarr array, or level 0 of an OME-Zarr image."""
+    import zarr
+
+    with reading(path):
+        node = zarr.open(path, mode="r")
+        if isinstance(node, zarr.Array):
+            return _bare(path, node)
+        notes: list[str] = []
+        if "bioformats2raw.layout" in node.attrs and "0" in node:
+            node = node["0"]
+            notes.append("a collection of images; the first is used")
+        return _ome(path, node, notes, missing)
+
+
+def _bare(path: Path, array: Any) -> ImageFile:
+    _check_array(path, array)
+    names = getattr(array.metadata, "dimension_names", None)
+    axes = _letters(names) if names else "YX"[-array.ndim :].rjust(array.ndim, "Q")
+    return ImageFile(path, CheckedSource(array, path), axes, "zarr", {"zarr_format": array.metadata.zarr_format})
+
+
+def _ome(path: Path, group: Any, notes: list[str], missing: str) -> ImageFile:
+    attributes = dict(group.attrs)
+    ome = attributes.get("ome", attributes)
+    multiscales = ome.get("multiscales")
+    if not multiscales:
+        raise ImageFileError(
+            f"{printable(path)} is a zarr group without an OME-Zarr image in it (it holds {sorted(group)[:10]}). "
+            "Give the path of an image or array inside it."
+        )
+    first = multiscales[0]
+    paths = [str(dataset["path"]) for dataset in first["datasets"]]
+    levels = [_level(path, group, name) for name in paths]
+    source = levels[0]
+    if source is None:
+        raise ImageFileError(f"{printable(path)} lacks level {paths[0]!r}, which its description names. Copy or export it again.")
+    _check_array(path, source)
+    if missing == "refuse":
+        _check_chunks(path, source)
+    if len(multiscales) > 1:
+        notes.append(f"{len(multiscales)} images in the file; the first is used")
+    if len(paths) > 1:
+        notes.append(f"pyramid of {len(paths)} levels; level 0 is used")
+    said = first.get("axes") or list("tczyx"[-source.ndim :])
+    metadata = _metadata(first, said, ome)
+    metadata.update(
+        zarr_format=source.metadata.zarr_format,
+        version=str(ome.get("version") or first.get("version") or ""),
+        attributes=attributes,
+        levels=[(name, tuple(level.shape)) for name, level in zip(paths, levels, strict=True) if level is not None],
+    )
+    axes = _letters([axis["name"] if isinstance(axis, dict) else axis for axis in said])
+    if len(axes) != source.ndim:
+        raise ImageFileError(f"{printable(path)} describes {len(axes)} axes, its data have {source.ndim}. Export it again.")
+    return ImageFile(path, CheckedSource(source, path), axes, "ome-zarr", metadata, tuple(notes))
+
+
+def _level(path: Path, group: Any, name: str) -> Any:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ImageFileError(f"{printable(path)} names a level outside itself ({name!r}); a path inside it is expected. Export it again.")
+    return group[name] if name in group else None
+
+
+def _check_array(path: Path, array: Any) -> None:
+    check_pixel_count(path, array.shape)
+    check_dtype(path, np.dtype(array.dtype))
+    nbytes = math.prod(array.shards or array.chunks) * np.dtype(array.dtype).itemsize
+    if nbytes > MAX_CHUNK_BYTES:
+        raise ImageFileError(f"{printable(path)} has chunks of {nbytes} bytes, at most {MAX_CHUNK_BYTES} are read. Save it with smaller chunks.")
+
+
+def _check_chunks(path: Path, array: Any) -> None:
+    found = array.nchunks_initialized
+    if found < array.nchunks:
+        raise ImageFileError(
+            f"{printable(path)} has {found} of {array.nchunks} chunks: it is incomplete, or its writer left out empty chunks. "
+            f'Copy it again, or accept {array.fill_value} for them with missing="fill".'
+        )
+
+
+def _letters(names: Any) -> str:
+    """A letter for each axis; Q for what is neither time, channel nor space, or comes twice."""
+    words = {"TIME": "T", "CHANNEL": "C", "SAMPLE": "S", "SAMPLES": "S"}
+    letters = ""
+    for name in names:
+        word = str(name or "").upper()
+        letter = words.get(word, word)
+        letters += letter if letter in tuple("TCZYXS") and letter not in letters else "Q"
+    return letters
+
+
+def _metadata(first: dict[str, Any], said: list[Any], ome: dict[str, Any]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    scale = np.ones(len(said))
+    for holder in (first["datasets"][0], first):
+        for transformation in holder.get("coordinateTransformations") or ():
+            if transformation.get("type") == "scale" and "scale" in transformation:
+                scale = scale * np.asarray(transformation["scale"], float)
+    axes = [(axis["name"].upper(), axis.get("unit")) if isinstance(axis, dict) else (axis.upper(), None) for axis in said]
+    units = {name: SYMBOLS.get(unit, unit) for name, unit in axes if unit}
+    sizes = {name: float(size) for (name, _), size in zip(axes, scale, strict=True)}
+    if spatial := {name: sizes[name] for name in "XYZ" if name in sizes and name in units}:
+        metadata["pixel_size"] = spatial
+        metadata["pixel_unit"] = {name: units[name] for name in spatial}
+    if "T" in units:
+        metadata["time_increment"], metadata["time_unit"] = sizes["T"], units["T"]
+    labels = [channel.get("label") for channel in (ome.get("omero") or {}).get("channels") or ()]
+    if labels and all(labels):
+        metadata["channel_names"] = labels
+    return metadata
+
+
+# Writing
+
+
+def check_zarr(path: Path, like: ImageFile) -> None:
+    """Refuse, before anything is computed, what OME-Zarr cannot hold."""
+    if path.exists() and not (path.is_dir() and is_zarr(path)):
+        raise FileExistsError(17, "the output exists and is no zarr, so it is not replaced; choose another name", str(path))
+    if like.rgb:
+        raise ValueError(f"axes {like.axes} cannot be written as OME-Zarr, which has no RGB samples. Choose a name that ends in .tif or .png.")
+    if not 2 <= len(like.axes) <= 5 or like.axes[-2:] != "YX" or len(set(like.axes)) != len(like.axes):
+        raise ValueError(f"axes {like.axes} cannot be written as OME-Zarr; two to five different ones that end in YX are expected.")
+
+
+@contextlib.contextmanager
+def create_zarr(path: Path, like: ImageFile) -> Iterator[Target]:
+    """Give a `Target` over level 0 of a new OME-Zarr; its further levels are made at the end."""
+    import zarr
+
+    version2 = like.metadata.get("zarr_format") == 2
+    levels = like.metadata.get("levels") or [("0", like.shape)]
+    with replaced_folder(path) as temporary:
+        group = zarr.create_group(temporary, zarr_format=2 if version2 else 3)
+        array = _create_level(group, levels[0][0], like, like.shape, version2)
+        target = Target(array)
+        yield target
+        target.close()
+        factors = _add_levels(group, array, levels, like, version2)
+        group.attrs.update(_attributes(like, factors, version2))
+        check_written(temporary, open_zarr(temporary, missing="refuse"), like.shape, like.dtype)
+
+
+def _create_level(group: Any, name: str, like: ImageFile, shape: tuple[int, ...], version2: bool) -> Any:
+    chunks = like.source.chunks if like.format in ("ome-zarr", "zarr") and hasattr(like.source, "chunks") else None
+    chunks = chunks or (1,) * (len(shape) - 2) + (512, 512)
+    options: dict[str, Any] = {"dimension_names": [axis.lower() for axis in like.axes]}
+    if version2:
+        import numcodecs
+
+        options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+        compressor: Any = numcodecs.Zstd(level=3, checksum=True)
+    else:
+        compressor = zarr_zstd()
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=like.dtype,
+        chunks=tuple(min(chunk, size) for chunk, size in zip(chunks, shape, strict=True)),
+        compressors=compressor,
+        fill_value=0,
+        # A chunk that is not there would read as an unfinished file.
+        config={"write_empty_chunks": True},
+        **options,
+    )
+
+
+def zarr_zstd() -> Any:
+    """The compression of zarr 3, with a checksum: without one most flipped bits go unnoticed."""
+    from zarr.codecs import ZstdCodec
+
+    return ZstdCodec(level=3, checksum=True)
+
+
+def _add_levels(group: Any, array: Any, levels: list[Any], like: ImageFile, version2: bool) -> dict[str, tuple[int, ...]]:
+    """Make the further levels by block means; give the factors in each axis of all that were kept."""
+    kept: dict[str, tuple[int, ...]] = {levels[0][0]: (1,) * len(like.shape)}
+    total = (1,) * len(like.shape)
+    for name, shape in levels[1:]:
+        steps = _steps(tuple(array.shape), tuple(shape))
+        if steps is None:
+            warnings.warn(f"level {name!r} of the pyramid is no whole shrinking of the level before in y and x; it is left out", stacklevel=4)
+            continue
+        smaller = _create_level(group, name, like, tuple(shape), version2)
+        _shrink(array, smaller, steps[-2], steps[-1])
+        total = tuple(a * b for a, b in zip(total, steps, strict=True))
+        kept[name], array = total, smaller
+    return kept
+
+
+def _steps(large: tuple[int, ...], small: tuple[int, ...]) -> tuple[int, ...] | None:
+    if large[:-2] != small[:-2]:
+        return None
+    steps = tuple(max(1, round(a / b)) for a, b in zip(large, small, strict=True))
+    whole = all(b in (a // step, -(-a // step)) for a, b, step in zip(large, small, steps, strict=True))
+    return steps if whole else None
+
+
+def _shrink(large: Any, small: Any, step_y: int, step_x: int) -> None:
+    """Block means, in bands of rows, so that memory is bounded."""
+    rows = max(1, BAND_BYTES // max(1, large.shape[-1] * step_y * 8))
+    rows = max(small.chunks[-2], rows // small.chunks[-2] * small.chunks[-2])  # whole chunks are written once
+    for index in np.ndindex(*large.shape[:-2]):
+        for start in range(0, small.shape[-2], rows):
+            stop = min(start + rows, small.shape[-2])
+            band = np.asarray(large[(*index, slice(start * step_y, stop * step_y), slice(0, small.shape[-1] * step_x))])
+            small[(*index, slice(start, stop), slice(None))] = _block_mean(band, step_y, step_x, np.dtype(small.dtype))
+
+
+def _block_mean(band: NDArray[Any], step_y: int, step_x: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The mean of each block; blocks at the edges that are cut off count what they have."""
+    starts_y, starts_x = np.arange(0, band.shape[0], step_y), np.arange(0, band.shape[1], step_x)
+    working = band.astype(np.result_type(band.dtype, np.float64))
+    sums = np.add.reduceat(np.add.reduceat(working, starts_y, axis=0), starts_x, axis=1)
+    heights, widths = np.diff(np.append(starts_y, band.shape[0])), np.diff(np.append(starts_x, band.shape[1]))
+    means = sums / (heights[:, None] * widths[None, :])
+    return (np.rint(means) if dtype.kind in "iub" else means).astype(dtype)
+
+
+def _attributes(like: ImageFile, factors: dict[str, tuple[int, ...]], version2: bool) -> dict[str, Any]:
+    """The OME attributes of the source with the levels that there are now, or new ones."""
+    known = like.metadata
+    version = "0.4" if version2 else "0.5"
+    attributes = dict(known.get("attributes", {}))
+    old = dict(attributes.get("ome", attributes))
+    multiscale = dict((old.get("multiscales") or [{}])[0])
+    same = known.get("version") == version
+    if same:
+        datasets = {dataset["path"]: dataset for dataset in multiscale["datasets"]}
+        multiscale["datasets"] = [datasets[name] for name in factors]
+    else:
+        scale = _scale(like)
+        multiscale = {"name": multiscale.get("name", like.path.name), "axes": _axes(like)}
+        multiscale["datasets"] = [
+            {"path": name, "coordinateTransformations": [{"type": "scale", "scale": [s * f for s, f in zip(scale, factor, strict=True)]}]}
+            for name, factor in factors.items()
+        ]
+    names = known.get("channel_names", ())
+    if "omero" not in old and "C" in like.axes and len(names) == like.shape[like.axes.index("C")]:
+        old["omero"] = {"channels": [{"label": name} for name in names]}
+    old.pop("version", None)
+    if version2:
+        return {**old, "multiscales": [{**multiscale, "version": version}]}
+    multiscale.pop("version", None)
+    ome = {**(old if "ome" in attributes or not attributes else {"omero": old["omero"]} if "omero" in old else {})}
+    ome.update(version=version, multiscales=[multiscale])
+    others = {key: value for key, value in attributes.items() if key not in ("ome", "multiscales", "omero")}
+    return {**others, "ome": ome}
+
+
+def _axes(like: ImageFile) -> list[dict[str, str]]:
+    axes = []
+    for letter in like.axes:
+        axis = {"name": letter.lower(), **({"type": _TYPES[letter]} if letter in _TYPES else {})}
+        unit = like.metadata.get("time_unit") if letter == "T" else like.metadata.get("pixel_unit", {}).get(letter)
+        axes.append({**axis, "unit": _WORDS[unit]} if unit in _WORDS else axis)
+    return axes
+
+
+def _scale(like: ImageFile) -> list[float]:
+    sizes = {**like.metadata.get("pixel_size", {}), "T": like.metadata.get("time_increment", 1.0)}
+    return [float(sizes.get(letter, 1.0)) for letter in like.axes]

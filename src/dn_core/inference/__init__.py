@@ -1,0 +1,1 @@
+"""Using a network: tiles, engines, `denoise`."""

@@ -1,0 +1,233 @@
+"""Who computes: OpenVINO on the CPU, torch on CUDA and MPS, and on a CPU that OpenVINO does not serve.
+
+An engine computes the convolutions of a network (`DnResNet.body`); means, subtraction and rounding are done outside, in float32.
+The OpenVINO graph is built straight from settings and weights, without torch: the first result of a cold process comes in a third
+of a second instead of several. A test holds it equal to the torch module.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dn_core.checkpoints import Checkpoint
+
+__all__ = ["Engine", "Precision", "TileTooLargeError", "build_engine", "choose_device"]
+
+Precision = Literal["float32", "bfloat16", "float64"]
+Key = TypeVar("Key")
+Work = Iterable[tuple[Key, NDArray[Any]]]
+
+# Shapes that stay compiled; an image's tiles have one.
+MAX_COMPILED = 4
+
+
+class TileTooLargeError(MemoryError):
+    """A tile did not fit into the device's memory."""
+
+
+class Engine(Protocol):
+    """Computes network bodies."""
+
+    name: str
+    dtype: np.dtype[Any]
+
+    def run(self, work: Work[Key], *, parallel: bool) -> Iterator[tuple[Key, NDArray[Any]]]:
+        """Compute ``(inputs, height, width)`` arrays to ``(height, width)``, in order; several at once if `parallel`."""
+        ...
+
+
+def choose_device(device: str | None) -> str:
+    """``"cpu"``, ``"cuda"`` (or ``"cuda:1"``) or ``"mps"``: what was asked for, or the best that is there.
+
+    Raises
+    ------
+    ValueError
+        When the device is unknown or not there.
+    """
+    if device in (None, "auto"):
+        return _best_device()
+    if not isinstance(device, str) or device.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device is {device!r}; 'cpu', 'cuda', 'cuda:N' or 'mps' is expected. Leave it out to have one chosen.")
+    if device == "cpu":
+        return device
+    import torch
+
+    kind = device.split(":")[0]
+    there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+    if not there:
+        raise ValueError(f"device is {device!r}, but torch finds no such device here. Use device='cpu', or install a torch build for it.")
+    return device
+
+
+def build_engine(checkpoint: Checkpoint, device: str, precision: Precision) -> Engine:
+    """The engine for a device; ``"bfloat16"`` becomes ``"float32"`` where the hardware would only emulate it."""
+    if device == "cpu" and precision != "float64" and importlib.util.find_spec("openvino"):
+        return OpenVinoEngine(checkpoint, precision)
+    return TorchEngine(checkpoint, device, precision)
+
+
+class OpenVinoEngine:
+    """The CPU engine. Thread-safe: each run has requests of its own."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
+        import openvino
+
+        self._core = openvino.Core()
+        reduced = precision == "bfloat16" and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._precision = "bf16" if reduced else "f32"
+        self._checkpoint = checkpoint
+        self._compiled: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU, {'bfloat16' if reduced else 'float32'}"
+
+    def run(self, work: Work[Key], *, parallel: bool) -> Iterator[tuple[Key, NDArray[Any]]]:
+        """See `Engine.run`."""
+        busy: deque[tuple[Key, Any, list[Any]]] = deque()
+        idle: dict[tuple[int, ...], list[Any]] = {}
+        try:
+            for key, array in work:
+                if array.shape not in idle:
+                    idle[array.shape] = self._requests(array.shape, parallel)
+                while not idle[array.shape]:
+                    yield _finish(busy)
+                request = idle[array.shape].pop()
+                request.start_async({0: np.ascontiguousarray(array[None], np.float32)})
+                busy.append((key, request, idle[array.shape]))
+            while busy:
+                yield _finish(busy)
+        finally:
+            for _, request, _ in busy:
+                request.wait()
+
+    def _requests(self, shape: tuple[int, ...], parallel: bool) -> list[Any]:
+        compiled = self._compile(shape, parallel)
+        count = 2 * int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if parallel else 1
+        return [compiled.create_infer_request() for _ in range(count)]
+
+    def _compile(self, shape: tuple[int, ...], parallel: bool) -> Any:
+        key = (shape, parallel)
+        with self._lock:
+            if key not in self._compiled:
+                settings = {"INFERENCE_PRECISION_HINT": self._precision, "PERFORMANCE_HINT": "THROUGHPUT" if parallel else "LATENCY"}
+                if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+                    settings["INFERENCE_NUM_THREADS"] = threads
+                self._compiled[key] = self._core.compile_model(_openvino_graph(self._checkpoint, shape), "CPU", settings)
+                while len(self._compiled) > MAX_COMPILED:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
+
+
+class TorchEngine:
+    """torch on any device: the engine of GPUs, of float64, and of CPUs without OpenVINO."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str, precision: Precision) -> None:
+        import torch
+
+        self._device = torch.device(device)
+        self._autocast = precision == "bfloat16" and self._device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = torch.float64 if precision == "float64" else torch.float32
+        self.dtype = np.dtype(np.float64 if precision == "float64" else np.float32)
+        self._network = checkpoint.network().to(self._device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.name = f"torch {torch.__version__}, {self._device}, {'bfloat16' if self._autocast else self.dtype}"
+
+    def run(self, work: Work[Key], *, parallel: bool) -> Iterator[tuple[Key, NDArray[Any]]]:
+        """See `Engine.run`; tiles are computed one by one."""
+        for key, array in work:
+            yield key, self._compute(array)
+
+    def _compute(self, array: NDArray[Any]) -> NDArray[Any]:
+        import torch
+
+        try:
+            tile = torch.from_numpy(np.ascontiguousarray(array[None], self.dtype)).to(self._device)
+            tile = tile.contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                result = self._network.body(tile)[0, 0]
+            return result.to("cpu", tile.dtype).numpy()  # type: ignore[no-any-return]
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Outside the handler, so that the failed call's tensors are gone before memory is asked for again.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise TileTooLargeError(f"a tile of {array.shape[1]}x{array.shape[2]} pixels does not fit into the memory of {self._device}; use a smaller tile.")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch says it in several ways: OutOfMemoryError on CUDA, a plain RuntimeError on the CPU and MPS."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
+def _best_device() -> str:
+    """A GPU if there is one. torch, which takes seconds to import, is asked only where a GPU may be."""
+    if "torch" not in sys.modules and not _gpu_may_be_there():
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _gpu_may_be_there() -> bool:
+    if sys.platform == "darwin":
+        return os.uname().machine == "arm64"
+    if sys.platform == "win32":
+        return (Path(os.environ.get("SYSTEMROOT", r"C:\Windows")) / "System32" / "nvcuda.dll").exists()
+    return any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+
+
+def _finish(busy: deque[tuple[Key, Any, list[Any]]]) -> tuple[Key, NDArray[Any]]:
+    """Wait for the oldest request, take a copy of its result, and give the request back to its idle list."""
+    key, request, idle = busy.popleft()
+    request.wait()
+    result = request.get_output_tensor().data[0, 0].copy()
+    idle.append(request)
+    return key, result
+
+
+def _openvino_graph(checkpoint: Checkpoint, shape: tuple[int, ...]) -> Any:
+    """`DnResNet.body` for one input shape ``(inputs, height, width)``, from settings and weights."""
+    import openvino
+    from openvino import opset13 as ops
+
+    config, weights = checkpoint.config, checkpoint.weights
+
+    def convolution(x: Any, name: str) -> Any:
+        kernel = weights[f"{name}.weight"]
+        pad = [kernel.shape[2] // 2] * 2
+        return ops.convolution(x, ops.constant(kernel), [1, 1], pad, pad, [1, 1])
+
+    def depthwise(x: Any, name: str) -> Any:
+        kernel = weights[f"{name}.weight"][:, None]
+        return ops.group_convolution(x, ops.constant(kernel), [1, 1], [1, 1], [1, 1], [1, 1])
+
+    source = ops.parameter([1, *shape], np.float32)
+    x = ops.space_to_depth(source, "depth_first", config.shuffle) if config.shuffle > 1 else source
+    for index in range(len(config.entry)):
+        x = convolution(x, f"entry.{index}")
+        x = ops.relu(x) if config.entry_relu else x
+    for index, kind in enumerate(config.blocks):
+        block = f"blocks.{index}"
+        if kind == "full":
+            change = convolution(ops.relu(convolution(x, f"{block}.first")), f"{block}.second")
+        else:
+            change = ops.relu(convolution(ops.relu(depthwise(x, f"{block}.depthwise")), f"{block}.pointwise"))
+        x = ops.add(x, change)
+    x = convolution(x, "last")
+    x = ops.depth_to_space(x, "depth_first", config.shuffle) if config.shuffle > 1 else x
+    return openvino.Model([x], [source], checkpoint.card.name)

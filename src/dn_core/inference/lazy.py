@@ -1,0 +1,120 @@
+"""dask arrays stay lazy: each chunk is denoised with a halo when it is computed, and the whole equals the result for numpy."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dn_core.inference.planes import check_dtype, find_axes, from_float
+from dn_core.inference.tiling import pad_to_multiple, plan_tiles
+
+if TYPE_CHECKING:
+    from dn_core.inference.denoise import Settings
+
+__all__ = ["denoise_dask"]
+
+
+def denoise_dask(image: Any, settings: Settings, channel_axis: int | None, alpha: bool | None) -> Any:
+    """A dask array that denoises itself when it is computed.
+
+    Pixels that are not finite are found then, chunk by chunk; ``nonfinite="fill"`` needs a numpy or zarr array.
+
+    Raises
+    ------
+    ValueError
+        When chunk sizes are unknown, or ``nonfinite="fill"`` is asked for.
+    """
+    import dask.array as da
+
+    check_dtype(image.dtype)
+    if any(math.isnan(size) for sizes in image.chunks for size in sizes):
+        raise ValueError("image is a dask array with unknown chunk sizes; known ones are expected. Use image.compute_chunk_sizes().")
+    if settings.nonfinite == "fill":
+        raise ValueError("nonfinite='fill' works on numpy and zarr arrays, image is a dask array. Use image.compute(), or fill it first.")
+    axes = find_axes(image.shape, channel_axis, alpha)
+    if axes.alpha is not None:
+        axis, last = axes.alpha
+        colours = image[(slice(None),) * axis + (slice(0, last),)]
+        rest = image[(slice(None),) * axis + (slice(last, None),)]
+        return da.concatenate([denoise_dask(colours, settings, axis, False), rest], axis=axis).rechunk(image.chunks)
+    stack = da.moveaxis(image, axes.spatial, (-2, -1))
+    result = da.map_blocks(from_float, stack, _change(stack, settings), dtype=image.dtype)
+    return da.moveaxis(result, (-2, -1), axes.spatial).rechunk(image.chunks)
+
+
+def _change(stack: Any, settings: Settings) -> Any:
+    """What is to be subtracted from ``(..., height, width)``, times the amount."""
+    import dask.array as da
+
+    config = settings.model.config
+    low, high = stack.min(axis=(-2, -1), keepdims=True), stack.max(axis=(-2, -1), keepdims=True)
+    offset = stack.mean(axis=(-2, -1), keepdims=True, dtype=np.float64) if config.centred else 0.0
+    engine_dtype = np.dtype(np.float64 if settings.precision == "float64" else np.float32)
+    centred = (stack.astype(np.float64) - offset).astype(engine_dtype)
+    aligned = _aligned(centred, settings)
+    change = da.map_overlap(
+        _change_of_block,
+        aligned,
+        depth={aligned.ndim - 2: config.halo, aligned.ndim - 1: config.halo},
+        boundary="none",
+        dtype=engine_dtype,
+        meta=np.empty((0,) * aligned.ndim, engine_dtype),
+        settings=settings,
+        source_dtype=stack.dtype,
+    ).rechunk(stack.chunks)
+    return da.where(low == high, 0, change * engine_dtype.type(settings.amount)).astype(engine_dtype)
+
+
+def _aligned(stack: Any, settings: Settings) -> Any:
+    """Chunks that begin at multiples of the network's `shuffle` and are no smaller than the halo."""
+    config = settings.model.config
+    size = -(-settings.first_tile() // config.shuffle) * config.shuffle
+    plan = {}
+    for axis in (stack.ndim - 2, stack.ndim - 1):
+        sizes = stack.chunks[axis]
+        if len(sizes) > 1 and (min(sizes) < config.halo or any(part % config.shuffle for part in sizes[:-1])):
+            plan[axis] = _even_chunks(stack.shape[axis], max(size, config.halo), config.halo)
+    return stack.rechunk(plan) if plan else stack
+
+
+def _even_chunks(length: int, size: int, smallest: int) -> tuple[int, ...]:
+    """Chunks of `size`; a last one below `smallest` joins the one before."""
+    whole, rest = divmod(length, size)
+    if rest and (rest >= smallest or not whole):
+        return (size,) * whole + (rest,)
+    return (size,) * (whole - 1) + (size + rest,)
+
+
+def _change_of_block(block: NDArray[Any], settings: Settings, source_dtype: np.dtype[Any]) -> NDArray[Any]:
+    result = np.empty_like(block)
+    for index in np.ndindex(block.shape[:-2]):
+        result[index] = _change_of_plane(block[index], settings, source_dtype)
+    return result
+
+
+def _change_of_plane(plane: NDArray[Any], settings: Settings, source_dtype: np.dtype[Any]) -> NDArray[Any]:
+    """One chunk of a plane, its halo around it; its own border is computed as a border, and cut off by dask where it is not one."""
+    config = settings.model.config
+    if bad := plane.size - int(np.count_nonzero(np.isfinite(plane))):
+        row, column = np.argwhere(~np.isfinite(plane))[0]
+        raise ValueError(
+            f"image has {bad} pixels that are NaN or infinite in one chunk, the first at row {row}, column {column} of it; finite pixels are "
+            "expected. Fill them first, or compute the image and use nonfinite='fill'."
+        )
+    shape = (plane.shape[0], plane.shape[1])
+    tiles = plan_tiles(shape, settings.first_tile(), config.halo, config.shuffle)
+    engine = settings.engine_for(source_dtype)
+    result = np.empty_like(plane)
+
+    def work() -> Any:
+        for tile in tiles:
+            values = pad_to_multiple(plane[tile.window], tile.shape)[None]
+            yield tile, values if settings.noise is None else np.concatenate([values, np.full_like(values, settings.noise)])
+
+    for tile, output in engine.run(work(), parallel=len(tiles) > 1):
+        core = tile.core(shape)
+        result[tile.target(shape)] = output[core] if config.residual else plane[tile.target(shape)] - output[core]
+    return result

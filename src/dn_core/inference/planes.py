@@ -1,0 +1,220 @@
+"""Planes of an array: which axes they are, what is in them, how their pixels become numbers for a network and come back."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.exceptions import AxisError
+from numpy.typing import NDArray
+
+from dn_core.inference.tiling import pad_to_multiple
+
+__all__ = ["Axes", "NonFinite", "Plane", "Statistics", "check_dtype", "find_axes", "from_float", "read_window", "statistics", "to_float"]
+
+NonFinite = Literal["raise", "fill"]
+
+# Rows are read in bands of about this many pixels, so that statistics of a huge plane need little memory.
+BAND_PIXELS = 2**22
+# A pixel that is not finite is replaced by the mean of the finite ones this near, while the network runs.
+FILL_RADIUS = 3
+# Beyond this range float32 arithmetic would overflow or lose digits; such planes are scaled by a power of two.
+LARGE, SMALL = 1e30, 1e-30
+MAX_NDIM = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """Which axes of an array are a plane's rows and columns, and which samples are not denoised."""
+
+    shape: tuple[int, ...]
+    spatial: tuple[int, int]
+    alpha: tuple[int, int] | None = None
+    """Axis and index of an alpha channel, which passes through unchanged."""
+
+    @property
+    def plane_shape(self) -> tuple[int, int]:
+        return self.shape[self.spatial[0]], self.shape[self.spatial[1]]
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        return tuple(axis for axis in range(len(self.shape)) if axis not in self.spatial)
+
+    def planes(self, *, alpha: bool = False) -> Iterator[Plane]:
+        """Every plane in C order, or with `alpha` those of the alpha channel only."""
+        for position in itertools.product(*(range(self.shape[axis]) for axis in self.others)):
+            where = dict(zip(self.others, position, strict=True))
+            if (self.alpha is not None and where[self.alpha[0]] == self.alpha[1]) == alpha:
+                yield Plane(self, tuple(where.get(axis, -1) for axis in range(len(self.shape))))
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One plane of an array; `position` has its index on every axis, -1 on rows and columns."""
+
+    axes: Axes
+    position: tuple[int, ...]
+
+    def index(self, rows: slice, columns: slice) -> tuple[int | slice, ...]:
+        """The index of a part of the plane in the array."""
+        window = dict(zip(self.axes.spatial, (rows, columns), strict=True))
+        return tuple(window.get(axis, where) for axis, where in enumerate(self.position))
+
+    def pixel(self, row: int, column: int) -> tuple[int, ...]:
+        """The index of one pixel in the array."""
+        pixel = dict(zip(self.axes.spatial, (row, column), strict=True))
+        return tuple(int(pixel.get(axis, where)) for axis, where in enumerate(self.position))
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What is known of a plane before it is denoised; of its finite pixels."""
+
+    low: float
+    high: float
+    mean: float
+    bad: int = 0
+    first_bad: tuple[int, int] | None = None
+
+    @property
+    def constant(self) -> bool:
+        return self.low == self.high
+
+    @property
+    def scale(self) -> float:
+        """A power of two by which the pixels are divided: exact, and 1 but for extreme values."""
+        largest = max(abs(self.low), abs(self.high))
+        return 1.0 if SMALL < largest < LARGE or largest == 0 else 2.0 ** math.frexp(largest)[1]
+
+
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    """Refuse what is not an intensity image.
+
+    Raises
+    ------
+    TypeError
+        With what to do instead.
+    """
+    advice = {
+        "b": "a mask, not an intensity image; use image.astype('float32') if that is meant",
+        "c": "a real intensity image is expected; denoise image.real and image.imag separately",
+        "U": "an array is expected; for a file use dn-resnet denoise, or read it first, for instance with dn_core.files.read_image",
+    }
+    if dtype.kind not in "uif" or dtype.itemsize > 8:
+        raise TypeError(f"image has dtype {dtype}: {advice.get(dtype.kind, 'integers or floats of up to 64 bits are expected; convert the image')}.")
+
+
+def find_axes(shape: tuple[int, ...], channel_axis: int | None, alpha: bool | None = None) -> Axes:
+    """The planes of an array: its last two axes that are not `channel_axis`.
+
+    Without `channel_axis`, a last axis of 3 or 4 behind two of at least 16 is taken as RGB(A). The last sample of a last axis of 4
+    (with `alpha` true: of any channel axis) is alpha.
+
+    Raises
+    ------
+    AxisError
+        When `channel_axis` is not an axis of the array.
+    TypeError
+        When it is not an integer.
+    ValueError
+        When there are too few or too many axes, or one of them is empty.
+    """
+    ndim = len(shape)
+    if channel_axis is not None and (isinstance(channel_axis, (bool, np.bool_)) or not isinstance(channel_axis, (int, np.integer))):
+        raise TypeError(f"channel_axis is {channel_axis!r}; an integer or None is expected. Give the index of the axis.")
+    if channel_axis is not None and not -ndim <= channel_axis < ndim:
+        raise AxisError(f"channel_axis is {channel_axis}, the image has {ndim} axes {shape}; one of {-ndim}..{ndim - 1} is expected. Change channel_axis.")
+    if channel_axis is None and ndim >= 3 and shape[-1] in (3, 4) and min(shape[-3:-1]) >= 16:
+        channel_axis = ndim - 1
+    channel = None if channel_axis is None else int(channel_axis) % ndim
+    if not 2 <= ndim - (channel is not None) <= MAX_NDIM:
+        where = "" if channel is None else f" with channel_axis {channel}"
+        raise ValueError(f"image has shape {shape}{where}; (..., height, width) is expected, with channels (..., height, width, channels). Reshape it.")
+    if 0 in shape:
+        raise ValueError(f"image has shape {shape}: axis {shape.index(0)} is empty; at least one pixel is expected. Check how it was cut.")
+    spatial = [axis for axis in range(ndim) if axis != channel][-2:]
+    has_alpha = channel is not None and (alpha if alpha is not None else channel == ndim - 1 and shape[channel] == 4)
+    return Axes(shape, (spatial[0], spatial[1]), (channel, shape[channel] - 1) if has_alpha and channel is not None else None)
+
+
+def statistics(source: Any, plane: Plane) -> Statistics:
+    """Range, mean and non-finite pixels of one plane, read band by band."""
+    height, width = plane.axes.plane_shape
+    band = max(1, BAND_PIXELS // width)
+    low, high, total, bad, first = math.inf, -math.inf, 0.0, 0, None
+    for top in range(0, height, band):
+        pixels = np.asarray(source[plane.index(slice(top, min(top + band, height)), slice(0, width))])
+        if pixels.dtype.kind == "f":
+            finite = np.isfinite(pixels)
+            missing = pixels.size - int(np.count_nonzero(finite))
+            if missing:
+                if first is None:
+                    row, column = np.argwhere(~finite)[0]
+                    first = (top + int(row), int(column))
+                bad += missing
+                pixels = pixels[finite]
+        if pixels.size:
+            low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
+            with np.errstate(over="ignore"):
+                total += float(pixels.mean(dtype=np.float64)) * (pixels.size / (height * width))
+    if not math.isfinite(low):
+        low = high = 0.0
+    mean = total * (height * width) / max(height * width - bad, 1)
+    return Statistics(low, high, min(max(mean, low), high) if math.isfinite(mean) else low / 2 + high / 2, bad, first)
+
+
+def read_window(source: Any, plane: Plane, window: tuple[slice, slice], found: Statistics) -> NDArray[Any]:
+    """The pixels of a window, which may end a little beyond the plane: the last row and column are repeated there."""
+    height, width = plane.axes.plane_shape
+    rows, columns = (slice(part.start, min(part.stop, extent)) for part, extent in zip(window, (height, width), strict=True))
+    if found.bad:
+        pixels = _filled(source, plane, rows, columns, found.mean)
+    else:
+        pixels = np.asarray(source[plane.index(rows, columns)])
+    return pad_to_multiple(pixels, (window[0].stop - window[0].start, window[1].stop - window[1].start))
+
+
+def to_float(pixels: NDArray[Any], offset: float, scale: float, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """``(pixels - offset) / scale`` in `dtype`; computed in float64 where float32 would lose digits of the pixels."""
+    wide = dtype == np.float64 or pixels.dtype.itemsize > 2 and pixels.dtype != np.float32 or scale != 1.0
+    values = pixels.astype(np.float64 if wide else np.float32)
+    if offset:
+        values -= values.dtype.type(offset)
+    if scale != 1.0:
+        values /= scale
+    return values.astype(dtype, copy=False)
+
+
+def from_float(pixels: NDArray[Any], change: NDArray[Any]) -> NDArray[Any]:
+    """``pixels - change`` in the pixels' dtype; integers are rounded and clipped, pixels that are not finite stay as they are."""
+    dtype = pixels.dtype
+    wide = np.float64 if dtype.itemsize > 4 or (dtype.kind in "iu" and dtype.itemsize > 2) else np.float32
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = pixels.astype(wide) - change.astype(wide, copy=False)
+        if dtype.kind == "f":
+            limit = float(np.finfo(dtype).max)
+            result = np.clip(values, -limit, limit).astype(dtype)
+            return np.where(np.isfinite(pixels), result, pixels)
+    info = np.iinfo(dtype)
+    np.rint(values, out=values)
+    # The largest float that fits: float64 cannot hold the largest 64-bit integers and would round them up, out of range.
+    top = float(info.max) if int(float(info.max)) <= info.max else float(np.nextafter(float(info.max), 0))
+    return np.clip(values, float(info.min), top).astype(dtype)
+
+
+def _filled(source: Any, plane: Plane, rows: slice, columns: slice, fallback: float) -> NDArray[Any]:
+    """Finite pixels: those that are not get the mean of the finite ones near, however the plane is cut into tiles."""
+    height, width = plane.axes.plane_shape
+    top, left = max(rows.start - FILL_RADIUS, 0), max(columns.start - FILL_RADIUS, 0)
+    pixels = np.array(source[plane.index(slice(top, min(rows.stop + FILL_RADIUS, height)), slice(left, min(columns.stop + FILL_RADIUS, width)))])
+    finite = np.isfinite(pixels)
+    result = pixels.copy()
+    for row, column in np.argwhere(~finite):
+        near = (slice(max(row - FILL_RADIUS, 0), row + FILL_RADIUS + 1), slice(max(column - FILL_RADIUS, 0), column + FILL_RADIUS + 1))
+        values = pixels[near][finite[near]]
+        result[row, column] = values.mean(dtype=np.float64) if values.size else fallback
+    return result[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]

@@ -1,0 +1,231 @@
+"""What spoils an image: noise models, as DESIGN and the paper's section 4.1 define them.
+
+Each model is called with clean images ``(N, 1, H, W)`` in 0..1 and a ``torch.Generator``, and gives a `Noisy`: the noisy images,
+neither clipped nor rounded, and the standard deviation of their noise. A parameter is a number, or one of `Uniform`, `LogUniform`
+and `Choice`, from which a value is drawn for each image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+__all__ = [
+    "Choice",
+    "Gaussian",
+    "LogUniform",
+    "Mixture",
+    "Noise",
+    "Noisy",
+    "Poisson",
+    "PoissonGaussian",
+    "Uniform",
+    "noise_from_dict",
+    "paper_mixture",
+]
+
+PAPER_SIGMAS = (10.0, 25.0, 50.0, 75.0)
+PAPER_PEAKS = (1.0, 2.0, 4.0, 8.0)
+PAPER_MIXED_SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 6.0, 12.0)
+
+
+class Noisy(NamedTuple):
+    """Noisy images, and the standard deviation of the noise at each pixel (0..1 scale), both ``(N, 1, H, W)``."""
+
+    image: Tensor
+    std: Tensor
+
+
+class Noise(Protocol):
+    """Anything that spoils a batch of clean images."""
+
+    def __call__(self, clean: Tensor, generator: Generator) -> Noisy: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """A number drawn evenly from `low`..`high`."""
+
+    low: float
+    high: float
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        return self.low + (self.high - self.low) * torch.rand(count, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True, slots=True)
+class LogUniform:
+    """A positive number whose logarithm is drawn evenly from `low`..`high`."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high:
+            raise ValueError(f"LogUniform has bounds {self.low}..{self.high}; 0 < low <= high is expected. Change the bounds.")
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        return torch.exp(Uniform(math.log(self.low), math.log(self.high)).draw(count, generator))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few numbers, each as likely."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("Choice has no values; at least one is expected. Give some.")
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        index = torch.randint(len(self.values), (count,), generator=generator, device=generator.device)
+        return torch.tensor(self.values, device=generator.device)[index]
+
+
+Parameter = float | Uniform | LogUniform | Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """White Gaussian noise, ``y = x + N(0, (sigma / 255)^2)``; `sigma` on the 0..255 scale (Eq. 1)."""
+
+    sigma: Parameter
+
+    def __post_init__(self) -> None:
+        _check_parameter("sigma", self.sigma, positive=False)
+
+    def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        sigma = _draw(self.sigma, clean, generator) / 255
+        return Noisy(clean + sigma * _normal(clean, generator), sigma.expand_as(clean))
+
+
+@dataclass(frozen=True, slots=True)
+class Poisson:
+    """Shot noise, ``y = P(peak * x) / peak``; `peak` is the mean count where the image is 1 (Eq. 2)."""
+
+    peak: Parameter
+
+    def __post_init__(self) -> None:
+        _check_parameter("peak", self.peak, positive=True)
+
+    def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        peak = _draw(self.peak, clean, generator)
+        return Noisy(_poisson(clean * peak, generator) / peak, (clean.clamp(min=0) / peak).sqrt())
+
+
+@dataclass(frozen=True, slots=True)
+class PoissonGaussian:
+    """Shot and read noise, ``y = (P(peak * x) + N(0, sigma^2)) / peak``; `sigma` in photons (Eq. 3).
+
+    Without `peak` it is ``10 * sigma``, as in section 4.1 of the paper.
+    """
+
+    sigma: Parameter
+    peak: Parameter | None = None
+
+    def __post_init__(self) -> None:
+        _check_parameter("sigma", self.sigma, positive=self.peak is None)
+        if self.peak is not None:
+            _check_parameter("peak", self.peak, positive=True)
+
+    def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        sigma = _draw(self.sigma, clean, generator)
+        peak = 10 * sigma if self.peak is None else _draw(self.peak, clean, generator)
+        counts = _poisson(clean * peak, generator) + sigma * _normal(clean, generator)
+        return Noisy(counts / peak, (clean.clamp(min=0) / peak + (sigma / peak) ** 2).sqrt())
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """One of several models for each image, drawn with probabilities proportional to `shares` (equal by default)."""
+
+    models: tuple[Noise, ...]
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("Mixture has no models; at least one is expected. Give some.")
+        if self.shares and (len(self.shares) != len(self.models) or min(self.shares) < 0 or sum(self.shares) <= 0):
+            raise ValueError(f"Mixture has {len(self.models)} models and shares {self.shares}; give one share, 0 or more, for each.")
+
+    def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        shares = torch.tensor(self.shares or (1.0,) * len(self.models), device=generator.device)
+        chosen = torch.multinomial(shares, clean.shape[0], replacement=True, generator=generator).to(clean.device)
+        image, std = torch.empty_like(clean), torch.empty_like(clean)
+        for index, model in enumerate(self.models):
+            mine = chosen == index
+            if mine.any():
+                image[mine], std[mine] = model(clean[mine], generator)
+        return Noisy(image, std)
+
+
+def paper_mixture() -> Mixture:
+    """The paper's blind mixture: all its Gaussian, Poisson and Poisson-Gaussian levels, each as likely (section 4.1)."""
+    models = (Gaussian(Choice(PAPER_SIGMAS)), Poisson(Choice(PAPER_PEAKS)), PoissonGaussian(Choice(PAPER_MIXED_SIGMAS)))
+    return Mixture(models, (len(PAPER_SIGMAS), len(PAPER_PEAKS), len(PAPER_MIXED_SIGMAS)))
+
+
+def noise_from_dict(values: Sequence[dict[str, Any]]) -> Noise:
+    """Noise from a recipe's ``[[noise]]`` tables: a `kind`, its parameters, and a `share` of the mixture.
+
+    >>> noise_from_dict([{"kind": "gaussian", "sigma": {"uniform": [0, 75]}}])
+    Gaussian(sigma=Uniform(low=0.0, high=75.0))
+    """
+    kinds: dict[str, Any] = {"gaussian": Gaussian, "poisson": Poisson, "poisson-gaussian": PoissonGaussian, "paper-mixture": paper_mixture}
+    models, shares = [], []
+    for entry in values:
+        table = dict(entry)
+        kind, share = table.pop("kind", None), table.pop("share", 1.0)
+        if kind not in kinds:
+            raise ValueError(f"noise has kind {kind!r}; one of {sorted(kinds)} is expected. Change the recipe.")
+        try:
+            models.append(kinds[kind](**{name: _parameter_from(value) for name, value in table.items()}))
+        except TypeError as error:
+            raise ValueError(f"noise {kind!r} has settings {sorted(table)}, which do not fit it ({error}). Change the recipe.") from error
+        shares.append(float(share))
+    if len(models) == 1:
+        return models[0]  # type: ignore[no-any-return]
+    return Mixture(tuple(models), tuple(shares))
+
+
+def _parameter_from(value: Any) -> Parameter:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, dict) and len(value) == 1:
+        (name, numbers), *_ = value.items()
+        numbers = tuple(float(number) for number in numbers)
+        if name == "choice":
+            return Choice(numbers)
+        if name in ("uniform", "log-uniform") and len(numbers) == 2:
+            return Uniform(*numbers) if name == "uniform" else LogUniform(*numbers)
+    raise ValueError(f"a noise parameter is {value!r}; a number, {{uniform = [a, b]}}, {{log-uniform = [a, b]}} or {{choice = [..]}} is expected.")
+
+
+def _check_parameter(name: str, value: Parameter, *, positive: bool) -> None:
+    lowest = min(value.values) if isinstance(value, Choice) else value if isinstance(value, (int, float)) else min(value.low, value.high)
+    if not math.isfinite(lowest) or lowest < 0 or (positive and lowest == 0):
+        raise ValueError(f"{name} is {value}; a {'positive' if positive else 'non-negative'} number is expected. Change {name}.")
+
+
+def _draw(parameter: Parameter, clean: Tensor, generator: Generator) -> Tensor:
+    """One value for each image, shaped to broadcast over it."""
+    if isinstance(parameter, (int, float)):
+        values = torch.full((clean.shape[0],), float(parameter))
+    else:
+        values = parameter.draw(clean.shape[0], generator)
+    return values.to(clean).reshape(-1, *(1,) * (clean.ndim - 1))
+
+
+def _normal(like: Tensor, generator: Generator) -> Tensor:
+    """Standard normal numbers, drawn where the generator lives, so that one on the CPU serves every device."""
+    return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
+
+
+def _poisson(rate: Tensor, generator: Generator) -> Tensor:
+    return torch.poisson(rate.clamp(min=0).to(generator.device, torch.float32), generator=generator).to(rate)

@@ -1,0 +1,1 @@
+"""Making a network: images in memory (`bank`), settings (`recipes`), one run (`fit`)."""

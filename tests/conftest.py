@@ -1,0 +1,23 @@
+"""What all tests share: the folder with test images, and how hard hypothesis tries."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# No deadline: how long an example takes says more about the machine than about the code.
+settings.register_profile("ci", max_examples=1000, deadline=None)
+settings.register_profile("dev", max_examples=100, deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of test images that are too large for the repository: DN_DATA, or shared/data beside it."""
+    folder = Path(os.environ.get("DN_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}; set DN_DATA to the folder with the test images")
+    return folder
