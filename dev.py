@@ -162,7 +162,7 @@ def installed_extras(wanted: str) -> set[str] | None:
     except (FileNotFoundError, ValueError):
         return None
     # exists() follows the link: the Python that the environment was made from may be gone.
-    if stamp.get("fingerprint") != wanted or not venv_python().exists():
+    if not isinstance(stamp, dict) or stamp.get("fingerprint") != wanted or not venv_python().exists():
         return None
     return set(stamp["extras"])
 

@@ -20,7 +20,10 @@ PACKAGE = SOURCES / "dn_core"
 # Each part of the library with the floor that it stands on: a module imports from its own part, from floors below and, without going round
 # in circles, from other parts of its own floor.
 FLOORS = [
-    ["camera", "errors", "files", "inference.tiling", "losses", "memory", "network_config", "networks", "noise", "safe_write"],
+    [
+        *("camera", "comparison", "errors", "files", "inference.tiling", "losses", "memory", "network_config", "networks", "noise"),
+        "safe_write",
+    ],
     ["checkpoints"],
     ["inference", "models", "training"],
     ["evaluation"],
@@ -29,7 +32,10 @@ FLOORS = [
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 
 # The ground floor imports nothing of the library but this, so that each of its modules can be read and tested alone.
-GROUND = {part: set[str]() for part in FLOORS[0]} | {"files": {"errors", "safe_write"}, "networks": {"network_config"}}
+GROUND = {part: {part} for part in FLOORS[0]}
+GROUND["comparison"] |= {"safe_write"}
+GROUND["files"] |= {"errors", "safe_write"}
+GROUND["networks"] |= {"network_config"}
 CHECKPOINTS = {"errors", "network_config", "networks", "safe_write"}
 
 FOREIGN = {"magicgui", "napari", "npe2", "qtpy", "superqt", "PyQt5", "PyQt6", "PySide2", "PySide6", "ray"}
@@ -114,6 +120,7 @@ def test_imports_point_down(module: str) -> None:
     for other in own_modules(imported_names(module, ast.walk(TREES[module]))) - {module}:
         assert other, f"{module} imports the front door; it is for users, import the module itself"
         other_part = part_of(other)
+        assert other_part in FLOOR_OF, f"say in FLOORS where {other} stands"
         if part in GROUND:
             assert other_part in GROUND[part], f"{module} is on the ground floor and imports {other}"
         elif part == "checkpoints":
@@ -163,6 +170,17 @@ def is_command(node: ast.stmt) -> bool:
     return any(isinstance(item, ast.Call) and dotted(item.func).endswith((".command", ".callback")) for item in decorators)
 
 
+def definitions(module: str) -> tuple[set[str], set[str]]:
+    """Public classes and functions of a module; its other names."""
+    functions, others = set(), set()
+    for node in TREES[module].body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not is_command(node):
+            functions.add(node.name)
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []:
+            others |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return functions, others
+
+
 def is_public(module: str) -> bool:
     return not any(name.startswith("_") for name in module.split("."))
 
@@ -176,17 +194,18 @@ PUBLIC = [module for module in TREES if module and is_public(module)]
 
 @pytest.mark.parametrize("module", [module for module in PUBLIC if not only_a_docstring(TREES[module])])
 def test_all_names_what_a_module_defines_for_others(module: str) -> None:
-    """Classes and functions without an underscore, all of them; constants and types as the author likes; nothing imported."""
+    """Classes and functions without an underscore, all of them; constants and types as the author likes; no names passed on twice."""
     names = exported(TREES[module])
     assert names is not None, "__all__ is missing"
     assert len(names) == len(set(names))
-    defined, constants = set(), set()
+    functions, constants = definitions(module)
+    passed_on = set()
     for node in TREES[module].body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not is_command(node):
-            defined.add(node.name)
-        for target in node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []:
-            constants |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
-    assert defined <= set(names) <= defined | constants
+        if isinstance(node, ast.ImportFrom):
+            for origin in own_modules(imported_names(module, iter([node]))):
+                passed_on |= {alias.name for alias in node.names} & set.union(*definitions(origin))
+    assert functions - set(names) == set(), "public by name and missing in __all__: add it, or begin its name with _"
+    assert set(names) - functions - constants - passed_on == set(), "in __all__, and neither defined here nor where it is imported from"
 
 
 def test_the_front_door_has_all_that_it_names() -> None:

@@ -35,7 +35,7 @@ MAX_FILE_BYTES = 512 * 2**20
 MAX_HEADER_BYTES = 2**20
 MAX_NAME = 200
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+DTYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 FOREIGN = {b"\x80": "a pickle", b"PK": "a zip archive such as torch.save writes", b"\x89PNG": "a PNG", b"\x08": "an ONNX file"}
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -109,12 +109,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         content = _parse_json(metadata[KEY])
     except KeyError:
-        raise CheckpointError(f"{path} holds tensors but no DN-ResNet card; a file written by dn-resnet is expected. Train or export one.") from None
+        raise CheckpointError(
+            f"{path} holds tensors but no DN-ResNet card; a file written by dn-resnet is expected. Train or export one."
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} has an unknown card; a file written by dn-resnet is expected. Train or export one.")
     version = content.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise CheckpointError(f"{path} was written in format version {version}; this program reads up to {VERSION}. Upgrade napari-dnresnet.")
+        raise CheckpointError(
+            f"{path} was written in format version {version}; this program reads up to {VERSION}. Upgrade napari-dnresnet."
+        )
     try:
         config = NetworkConfig.from_dict(content["network"])
         card = Card(**content["card"])
@@ -177,7 +181,9 @@ def _check_header(path: str, content: bytes) -> None:
         if name == "__metadata__":
             continue
         if len(name) > MAX_NAME or not NAME.fullmatch(name):
-            raise CheckpointError(f"{path} has a tensor named {name[:80]!r}; names of letters, digits, _ and . are expected. Do not use this file.")
+            raise CheckpointError(
+                f"{path} has a tensor named {name[:80]!r}; names of letters, digits, _ and . are expected. Do not use this file."
+            )
         if isinstance(entry, dict) and entry.get("dtype") not in DTYPES:
             raise CheckpointError(f"{path} has {name} as {entry.get('dtype')!r}; one of {sorted(DTYPES)} is expected. Convert the file.")
         if isinstance(entry, dict) and 0 in entry.get("shape", ()):
@@ -201,9 +207,9 @@ def _parse_json(text: str | bytes, path: str = "the card") -> Any:
 
 def _decode(path: str, name: str, entry: Mapping[str, Any]) -> NDArray[np.float32]:
     """A float32 copy of one tensor; a copy, so that a file changed later cannot change a model in use."""
-    raw = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    raw: NDArray[Any] = np.frombuffer(entry["data"], DTYPES[str(entry["dtype"])]).reshape(entry["shape"])
     if entry["dtype"] == "BF16":
-        value = (raw.astype(np.uint32) << 16).view(np.float32)
+        value: NDArray[np.float32] = (raw.astype(np.uint32) << 16).view(np.float32)
     else:
         value = raw.astype(np.float32)
     if not np.isfinite(value).all():
@@ -213,8 +219,11 @@ def _decode(path: str, name: str, entry: Mapping[str, Any]) -> NDArray[np.float3
 
 def _check_weights(path: str, config: NetworkConfig, weights: Mapping[str, NDArray[np.float32]]) -> None:
     expected, found = config.weight_shapes(), {name: value.shape for name, value in weights.items()}
-    wrong = [f"{name}: settings {expected.get(name, 'none')}, file {found.get(name, 'none')}" for name in sorted({*expected, *found})
-             if expected.get(name) != found.get(name)]
+    wrong = [
+        f"{name}: settings {expected.get(name, 'none')}, file {found.get(name, 'none')}"
+        for name in sorted({*expected, *found})
+        if expected.get(name) != found.get(name)
+    ]
     if wrong:
         raise CheckpointError(f"{path} has weights that do not fit its settings ({'; '.join(wrong[:8])}). Get the file again.")
     for name, value in weights.items():

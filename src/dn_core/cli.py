@@ -112,6 +112,7 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Scale the recipe to this many steps.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; one for each training is fastest.")] = 1,
+    allow: Annotated[list[str] | None, typer.Option(help="A setting, such as recipe.phases, that may differ from the run resumed.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be used.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -132,12 +133,13 @@ def train(
         for item in bank.skipped:
             _say(f"skipped {item.path}: {item.reason}")
         _say(f"{loaded.name}: {len(bank.images)} images, {len(bank.held_out)} held out, {loaded.steps} steps")
-        with _bar("training") as advance, contextlib.closing(fit(loaded, bank, out, device=device)) as progress:
+        with _bar("training") as advance, contextlib.closing(fit(loaded, bank, out, device=device, allow=tuple(allow or ()))) as progress:
             for step in progress:
                 advance(step.done, step.total)
                 if step.psnr is not None and step.path is None:
                     _say(
-                        f"epoch {step.epoch}: loss {step.loss:.5f}, held-out PSNR at sigma 25 {step.psnr:.2f} dB, {step.megapixels:.0f} Mpx, "
+                        f"epoch {step.epoch}: loss {step.loss:.5f}, held-out PSNR at sigma 25 {step.psnr:.2f} dB, "
+                        f"{step.megapixels:.0f} Mpx, "
                         f"{step.megapixels_per_second:.2f} Mpx/s, {step.seconds_left / 60:.0f} min left"
                     )
                 if step.path is not None:
@@ -201,7 +203,9 @@ def _jobs(sources: list[Path], output: Path) -> list[_Job]:
     output.mkdir(parents=True, exist_ok=True)
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"several inputs are named {', '.join(twice[:5])}; their results would replace each other. Denoise their folders one by one.")
+        raise ValueError(
+            f"several inputs are named {', '.join(twice[:5])}; their results would replace each other. Denoise their folders one by one."
+        )
     return [_Job(source, output / source.name) for source in sources]
 
 
@@ -236,7 +240,7 @@ def _say(text: str) -> None:
     _console.print(text.encode("utf-8", "replace").decode(), markup=False, soft_wrap=True)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if category is not DeprecationWarning:
         _say(f"warning: {message}")
 

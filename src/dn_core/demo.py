@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,8 @@ def _show(path: Path | None, output: Path, gui: bool) -> None:
     print(f"speed     {noisy.size / seconds / 1e6:.1f} megapixels per second ({first:.2f} s the first time, with starting the engine)")
     print(f"picture   {output.resolve()} (before | after)")
     if gui:
-        _open_napari(noisy, clean, truth, axes)
+        layers = {"truth": truth, "noisy": noisy, "denoised": clean}
+        _open_napari({name: layer for name, layer in layers.items() if layer is not None})
 
 
 def _example() -> tuple[NDArray[Any], str, int | None, NDArray[Any] | None]:
@@ -78,15 +81,16 @@ def _psnr(image: NDArray[Any], truth: NDArray[Any]) -> float:
     return float(peak_signal_noise_ratio(truth, image, data_range=255))
 
 
-def _open_napari(noisy: NDArray[Any], clean: NDArray[Any], truth: NDArray[Any] | None, axes: str) -> None:
-    import napari
+def _open_napari(layers: dict[str, NDArray[Any]]) -> None:
+    """A napari of its own with the arrays; this package does not import napari."""
+    import tifffile
 
-    viewer = napari.Viewer(title="napari-dnresnet")
-    rgb = axes.endswith("S") and noisy.shape[-1] in (3, 4)
-    for name, layer in (("truth", truth), ("noisy", noisy), ("denoised", clean)):
-        if layer is not None:
-            viewer.add_image(layer, name=name, rgb=rgb)
-    napari.run()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{name}.tif" for name in layers]
+        for path, layer in zip(paths, layers.values(), strict=True):
+            rgb = layer.ndim >= 3 and layer.shape[-1] in (3, 4)
+            tifffile.imwrite(path, layer, photometric="rgb" if rgb else "minisblack")
+        subprocess.run([sys.executable, "-m", "napari", *map(str, paths)], check=False)
 
 
 if __name__ == "__main__":

@@ -153,13 +153,17 @@ def half_resolution_config(channels: int = 64, blocks: int = 4, *, noise_map: bo
     return NetworkConfig(
         entry=((3, channels),),
         entry_relu=False,
-        blocks=("full",) * blocks,
+        blocks=_same("full", blocks),
         last_kernel=3,
         shuffle=2,
         residual=True,
         noise_map=noise_map,
         centred=True,
     )
+
+
+def _same(kind: BlockKind, count: int) -> tuple[BlockKind, ...]:
+    return (kind,) * count
 
 
 def _integer(value: Any) -> int:

@@ -17,6 +17,8 @@ __all__ = [
     "BlockKind",
     "DnResNet",
     "NetworkConfig",
+    "ResBlock",
+    "SeparableBlock",
     "count_macs",
     "count_parameters",
     "half_resolution_config",
@@ -24,6 +26,7 @@ __all__ = [
     "paper_config",
     "replace_block",
 ]
+
 
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with a ReLU between, and a skip; nothing after the addition (Fig. 1b)."""
@@ -34,7 +37,9 @@ class ResBlock(nn.Module):
         self.second = _conv(width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(functional.relu(self.first(x)))
+        """``(N, width, H, W)`` to the same."""
+        change: Tensor = self.second(functional.relu(self.first(x)))
+        return x + change
 
 
 class SeparableBlock(nn.Module):
@@ -46,6 +51,7 @@ class SeparableBlock(nn.Module):
         self.pointwise = _conv(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(N, width, H, W)`` to the same."""
         return x + functional.relu(self.pointwise(functional.relu(self.depthwise(x))))
 
 
@@ -158,8 +164,11 @@ def _start_weights(network: DnResNet) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
     with torch.no_grad():
-        for block in network.blocks:
-            (block.second if isinstance(block, ResBlock) else block.pointwise).weight.mul_(0.3)
+        for module in network.modules():
+            if isinstance(module, ResBlock):
+                module.second.weight.mul_(0.3)
+            elif isinstance(module, SeparableBlock):
+                module.pointwise.weight.mul_(0.3)
         network.last.weight.mul_(0.1 if network.config.residual else 1.0)
 
 

@@ -44,7 +44,9 @@ class Noisy(NamedTuple):
 class Noise(Protocol):
     """Anything that spoils a batch of clean images."""
 
-    def __call__(self, clean: Tensor, generator: Generator) -> Noisy: ...
+    def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Uniform:
     high: float
 
     def draw(self, count: int, generator: Generator) -> Tensor:
+        """`count` numbers, on the generator's device."""
         return self.low + (self.high - self.low) * torch.rand(count, generator=generator, device=generator.device)
 
 
@@ -70,6 +73,7 @@ class LogUniform:
             raise ValueError(f"LogUniform has bounds {self.low}..{self.high}; 0 < low <= high is expected. Change the bounds.")
 
     def draw(self, count: int, generator: Generator) -> Tensor:
+        """`count` numbers, on the generator's device."""
         return torch.exp(Uniform(math.log(self.low), math.log(self.high)).draw(count, generator))
 
 
@@ -84,6 +88,7 @@ class Choice:
             raise ValueError("Choice has no values; at least one is expected. Give some.")
 
     def draw(self, count: int, generator: Generator) -> Tensor:
+        """`count` numbers, on the generator's device."""
         index = torch.randint(len(self.values), (count,), generator=generator, device=generator.device)
         return torch.tensor(self.values, device=generator.device)[index]
 
@@ -101,6 +106,7 @@ class Gaussian:
         _check_parameter("sigma", self.sigma, positive=False)
 
     def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
         sigma = _draw(self.sigma, clean, generator) / 255
         return Noisy(clean + sigma * _normal(clean, generator), sigma.expand_as(clean))
 
@@ -115,6 +121,7 @@ class Poisson:
         _check_parameter("peak", self.peak, positive=True)
 
     def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
         peak = _draw(self.peak, clean, generator)
         return Noisy(_poisson(clean * peak, generator) / peak, (clean.clamp(min=0) / peak).sqrt())
 
@@ -135,6 +142,7 @@ class PoissonGaussian:
             _check_parameter("peak", self.peak, positive=True)
 
     def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
         sigma = _draw(self.sigma, clean, generator)
         peak = 10 * sigma if self.peak is None else _draw(self.peak, clean, generator)
         counts = _poisson(clean * peak, generator) + sigma * _normal(clean, generator)
@@ -155,7 +163,8 @@ class Mixture:
             raise ValueError(f"Mixture has {len(self.models)} models and shares {self.shares}; give one share, 0 or more, for each.")
 
     def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
-        shares = torch.tensor(self.shares or (1.0,) * len(self.models), device=generator.device)
+        """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
+        shares = torch.tensor(self.shares or (1.0,) * len(self.models), dtype=torch.float32, device=generator.device)
         chosen = torch.multinomial(shares, clean.shape[0], replacement=True, generator=generator).to(clean.device)
         image, std = torch.empty_like(clean), torch.empty_like(clean)
         for index, model in enumerate(self.models):
@@ -204,7 +213,9 @@ def _parameter_from(value: Any) -> Parameter:
             return Choice(numbers)
         if name in ("uniform", "log-uniform") and len(numbers) == 2:
             return Uniform(*numbers) if name == "uniform" else LogUniform(*numbers)
-    raise ValueError(f"a noise parameter is {value!r}; a number, {{uniform = [a, b]}}, {{log-uniform = [a, b]}} or {{choice = [..]}} is expected.")
+    raise ValueError(
+        f"a noise parameter is {value!r}; a number, {{uniform = [a, b]}}, {{log-uniform = [a, b]}} or {{choice = [..]}} is expected."
+    )
 
 
 def _check_parameter(name: str, value: Parameter, *, positive: bool) -> None:

@@ -25,11 +25,10 @@ def replaced_file(target: Path, *, check: Callable[[Path], None] | None = None) 
         When the target cannot be written, before anything is computed.
     """
     target = _writable(target)
-    temporary = target.with_name(f".part-{secrets.token_hex(4)}.{target.name[-200:]}")
+    temporary = _beside(target, "part")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _flush_file(temporary)
         if check is not None:
             check(temporary)
         os.replace(temporary, target)
@@ -43,10 +42,12 @@ def replaced_file(target: Path, *, check: Callable[[Path], None] | None = None) 
 def replaced_folder(target: Path) -> Iterator[Path]:
     """As `replaced_file`, for a folder such as an OME-Zarr."""
     target = _writable(target, folder=True)
-    temporary = target.with_name(f".part-{secrets.token_hex(4)}.{target.name[-200:]}")
-    old = target.with_name(f".old-{secrets.token_hex(4)}.{target.name[-200:]}")
+    temporary, old = _beside(target, "part"), _beside(target, "old")
     try:
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _flush_file(path)
         if target.exists():
             os.replace(target, old)
             try:
@@ -72,6 +73,17 @@ def _writable(target: Path, *, folder: bool = False) -> Path:
     if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
         raise PermissionError(13, "the output may not be written; choose another place or change its permissions", str(target))
     return target
+
+
+def _beside(target: Path, word: str) -> Path:
+    """A hidden name in the target's folder with the target's extensions, at most 255 bytes long as file systems ask."""
+    ending = os.fsencode(target.name)[-200:].decode(errors="ignore")
+    return target.with_name(f".{word}-{secrets.token_hex(4)}.{ending}")
+
+
+def _flush_file(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

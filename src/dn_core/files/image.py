@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from dn_core.errors import ImageFileError
 
+__all__ = ["CheckedSource", "ImageFile", "Target", "check_dtype", "check_pixel_count", "check_written", "printable", "reading"]
+
 MAX_PIXELS = 2**40
 """More pixels than any real image; a header that claims more is a mistake or an attack."""
 
@@ -23,6 +26,9 @@ SYMBOLS = {
     "nanosecond": "ns", "microsecond": "µs", "millisecond": "ms", "second": "s", "minute": "min", "hour": "h", "day": "d",
 }  # fmt: skip
 """Units: NGFF's word -> OME's symbol, which is the one in `ImageFile.metadata`."""
+
+# Failures of the storage, which a caller may want to retry; others, such as a seek to a bad place, come from bad content.
+_STORAGE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN}
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class ImageFile:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The kind of number, in the machine's own byte order."""
-        return np.dtype(self.source.dtype).newbyteorder("=")
+        dtype: np.dtype[Any] = np.dtype(self.source.dtype).newbyteorder("=")
+        return dtype
 
     @property
     def rgb(self) -> bool:
@@ -72,7 +79,9 @@ class ImageFile:
     @property
     def pixels(self) -> NDArray[Any]:
         """All of `source`, in memory."""
-        return np.ascontiguousarray(np.asarray(self.source[...]), dtype=self.dtype).reshape(self.shape)
+        # A memory map is copied: a file that shrinks under a map kills the process.
+        copy = isinstance(self.source, np.memmap)
+        return np.array(self.source[...], dtype=self.dtype, order="C", copy=copy or None, subok=False)
 
     @property
     def alpha(self) -> bool:
@@ -146,9 +155,9 @@ def reading(path: Path) -> Iterator[None]:
     except (ImageFileError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # missing, forbidden or failing storage, not bad content
+        if isinstance(error, OSError) and error.errno in _STORAGE:
             raise
-        if isinstance(error, ImportError) or "imagecodecs" in str(error) and "requires" in str(error):
+        if isinstance(error, ImportError) or ("imagecodecs" in str(error) and "requires" in str(error)):
             raise ImageFileError(
                 f"{printable(path)} is compressed in a way that needs a package to read ({error}). Install it: pip install imagecodecs"
             ) from error

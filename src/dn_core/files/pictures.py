@@ -15,6 +15,8 @@ from dn_core.errors import ImageFileError
 from dn_core.files.image import ImageFile, Target, check_written, printable, reading
 from dn_core.safe_write import replaced_file
 
+__all__ = ["check_picture", "create_picture", "open_picture"]
+
 _ORIENTATIONS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -37,11 +39,12 @@ def open_picture(path: Path) -> ImageFile:
         notes = (f"{frames} images in the file; the first is used",) if frames > 1 else ()
         metadata = {key: picture.info[key] for key in ("dpi", "icc_profile") if picture.info.get(key)}
         format_ = "png" if picture.format == "PNG" else "jpeg"
-        orientation = picture.getexif().get(0x0112, 1)
+        orientation = dict(picture.getexif()).get(0x0112, 1)
         pixels = _deep_png(path) if format_ == "png" else None
         if pixels is None:
             pixels = _pixels(picture)
-        pixels = np.ascontiguousarray(_ORIENTATIONS.get(orientation, lambda a: a)(pixels))
+        if orientation in _ORIENTATIONS:
+            pixels = np.ascontiguousarray(_ORIENTATIONS[orientation](pixels))
     return ImageFile(path, pixels, "YXS" if pixels.ndim == 3 else "YX", format_, metadata, notes)
 
 
@@ -54,13 +57,13 @@ def _pixels(picture: Any) -> NDArray[Any]:
 
 def _deep_png(path: Path) -> NDArray[Any] | None:
     """The pixels of a PNG with 16 bits and several samples, of which Pillow gives only the upper 8 bits."""
-    content = path.read_bytes()
-    depth, colour = content[24], content[25]
+    with open(path, "rb") as file:
+        depth, colour = file.read(26)[24:]
     if depth != 16 or colour == 0:
         return None
     import imagecodecs
 
-    return np.asarray(imagecodecs.png_decode(content))
+    return np.asarray(imagecodecs.png_decode(path.read_bytes()))
 
 
 def check_picture(path: Path, like: ImageFile) -> None:
@@ -71,7 +74,9 @@ def check_picture(path: Path, like: ImageFile) -> None:
         raise ValueError(f"{like.dtype} cannot be written as {name}; {' or '.join(dtypes)} is expected. Choose a name that ends in .tif.")
     planes = math.prod(size for axis, size in zip(like.axes, like.shape, strict=True) if axis not in "YXS")
     if planes != 1 or not {"Y", "X"} <= set(like.axes):
-        raise ValueError(f"{planes} planes (axes {like.axes}) cannot be written as {name}; one is expected. Choose a name that ends in .tif.")
+        raise ValueError(
+            f"{planes} planes (axes {like.axes}) cannot be written as {name}; one is expected. Choose a name that ends in .tif."
+        )
     samples = like.shape[like.axes.index("S")] if like.rgb else 1
     if samples not in ((1, 3) if jpeg else (1, 2, 3, 4)) or (like.dtype.kind == "b" and samples != 1):
         raise ValueError(f"{like.dtype} with {samples} samples cannot be written as {name}. Choose a name that ends in .png or .tif.")
@@ -81,7 +86,9 @@ def check_picture(path: Path, like: ImageFile) -> None:
 def create_picture(path: Path, like: ImageFile) -> Iterator[Target]:
     """Give a `Target` in memory that is encoded at the end."""
     pixels = np.zeros(like.shape, like.dtype)
-    laid = pixels.transpose([i for i, axis in enumerate(like.axes) if axis not in "YXS"] + [like.axes.index(a) for a in "YXS" if a in like.axes])
+    laid = pixels.transpose(
+        [i for i, axis in enumerate(like.axes) if axis not in "YXS"] + [like.axes.index(a) for a in "YXS" if a in like.axes]
+    )
     shape = laid.shape[-3:] if like.rgb else laid.shape[-2:]
     if shape[-1] == 1 and like.rgb:
         shape = shape[:-1]
@@ -92,11 +99,11 @@ def create_picture(path: Path, like: ImageFile) -> Iterator[Target]:
     target = Target(pixels)
     with replaced_file(path, check=check) as temporary:
         yield target
-        _encode(temporary, np.ascontiguousarray(laid).reshape(shape), like.metadata)
+        _encode(temporary, np.ascontiguousarray(laid).reshape(shape), like.metadata, jpeg=path.suffix.lower() != ".png")
         target.close()
 
 
-def _encode(path: Path, pixels: NDArray[Any], metadata: dict[str, Any]) -> None:
+def _encode(path: Path, pixels: NDArray[Any], metadata: dict[str, Any], *, jpeg: bool) -> None:
     if pixels.dtype == np.uint16 and pixels.ndim == 3:
         import imagecodecs
 
@@ -105,6 +112,6 @@ def _encode(path: Path, pixels: NDArray[Any], metadata: dict[str, Any]) -> None:
     from PIL import Image
 
     options: dict[str, Any] = {key: metadata[key] for key in ("dpi", "icc_profile") if key in metadata}
-    if path.suffix.lower() != ".png":
-        options.update(format="JPEG", quality=95, subsampling=0)
-    Image.fromarray(pixels).save(path, **options)
+    if jpeg:
+        options.update(quality=95, subsampling=0)
+    Image.fromarray(pixels).save(path, format="JPEG" if jpeg else "PNG", **options)

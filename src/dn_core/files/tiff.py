@@ -35,6 +35,8 @@ from dn_core.safe_write import replaced_file
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
+__all__ = ["check_tiff", "create_tiff", "open_tiff"]
+
 MAX_SEGMENT_BYTES = 2**29
 """What one compressed strip or tile may decode to; a gigabyte of zeros fits into a megabyte."""
 MAX_EXPANSION = 2**14
@@ -47,7 +49,9 @@ CLASSIC_BYTES = 2**32 - 32 * 2**20
 _OME_DTYPES = ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "float64", "complex64", "complex128")
 _TIFF_DTYPES = (*_OME_DTYPES, "int64", "uint64", "float16")
 _IMAGEJ_DTYPES = ("uint8", "uint16", "int16", "float32")
-_SIZES = tuple(f"{name}{suffix}" for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ", "TimeIncrement") for suffix in ("", "Unit"))
+_SIZES = tuple(
+    f"{name}{suffix}" for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ", "TimeIncrement") for suffix in ("", "Unit")
+)
 _lock = threading.RLock()
 
 
@@ -58,13 +62,12 @@ def open_tiff(path: Path, stack: contextlib.ExitStack, *, missing: str) -> Image
     """Open a TIFF for as long as `stack` lives."""
     import tifffile
 
-    with reading(path):
-        with _errors_of_tifffile() as errors:
-            tif = stack.enter_context(tifffile.TiffFile(path, _multifile=False))
-            if not tif.pages:
-                raise ImageFileError(f"{printable(path)} is a TIFF without any image; it was cut off or never finished. Copy it again.")
-            series = tif.series[0]
-            pages = list(series.pages)  # loads the directories, which is when damage to them is noticed
+    with reading(path), _errors_of_tifffile() as errors:
+        tif = stack.enter_context(tifffile.TiffFile(path, _multifile=False))
+        if not tif.pages:
+            raise ImageFileError(f"{printable(path)} is a TIFF without any image; it was cut off or never finished. Copy it again.")
+        series = tif.series[0]
+        pages = list(series.pages)  # loads the directories, which is when damage to them is noticed
         notes = _notes_and_refusals(path, tif, errors)
         check_pixel_count(path, series.shape)
         check_dtype(path, series.dtype)
@@ -92,13 +95,20 @@ def _errors_of_tifffile() -> Iterator[list[str]]:
 
     logger, collector = logging.getLogger("tifffile"), Collector()
     with _lock:  # the logger is one for all threads
-        propagate, logger.propagate = logger.propagate, False
+        propagate, level, disabled = logger.propagate, logger.level, logging.root.manager.disable
+        logger.propagate = False
         logger.addHandler(collector)
+        logger.setLevel(logging.ERROR)  # many programs silence tifffile, which must not silence damage
+        if disabled >= logging.ERROR:
+            logging.disable(logging.WARNING)
         try:
             yield errors
         finally:
             logger.removeHandler(collector)
             logger.propagate = propagate
+            logger.setLevel(level)
+            if disabled >= logging.ERROR:
+                logging.disable(disabled)
 
 
 def _notes_and_refusals(path: Path, tif: TiffFile, errors: list[str]) -> tuple[str, ...]:
@@ -153,7 +163,9 @@ def _check_segments(path: Path, series: TiffPageSeries, pages: list[Any], missin
     nbytes = math.prod(series.shape) * series.dtype.itemsize
     if series.dataoffset is not None:
         if series.dataoffset + nbytes > size:
-            raise ImageFileError(f"{printable(path)} is cut off: {series.dataoffset + nbytes} bytes are expected, it has {size}. Copy it again.")
+            raise ImageFileError(
+                f"{printable(path)} is cut off: {series.dataoffset + nbytes} bytes are expected, it has {size}. Copy it again."
+            )
         return
     page = series.keyframe
     segments = math.prod(page.chunked)
@@ -165,7 +177,9 @@ def _check_segments(path: Path, series: TiffPageSeries, pages: list[Any], missin
                 "Save it with smaller strips or tiles, or uncompressed."
             )
         if nbytes > max(2**30, MAX_EXPANSION * size):
-            raise ImageFileError(f"{printable(path)} claims {nbytes} bytes of pixels in a file of {size} bytes; it is damaged or no real image.")
+            raise ImageFileError(
+                f"{printable(path)} claims {nbytes} bytes of pixels in a file of {size} bytes; it is damaged or no real image."
+            )
     needed = -(-page.imagelength * page.imagewidth * page.samplesperpixel * page.bitspersample // 8)
     for index, found in enumerate(pages):
         if found is not None:
@@ -224,13 +238,16 @@ def _metadata(tif: TiffFile, series: TiffPageSeries, kind: str) -> dict[str, Any
     if 282 in page.tags and 283 in page.tags:
         metadata["resolution"] = (page.tags[282].value, page.tags[283].value)
         metadata["resolutionunit"] = int(page.resolutionunit)
+    if page.iccprofile:
+        metadata["icc_profile"] = page.iccprofile
     if 274 in page.tags:
         metadata["orientation"] = int(page.tags[274].value)
     if kind == "ome-tiff":
         metadata.update(_from_ome(tif.ome_metadata or ""))
     elif kind == "imagej-tiff":
-        metadata["colormap"] = page.colormap
         metadata.update(_from_imagej(dict(tif.imagej_metadata or {}), page))
+        if "mode" not in metadata["imagej"]:  # with a mode the table is that of one channel, and all are among the LUTs
+            metadata["colormap"] = page.colormap
     elif tif.shaped_metadata:
         said = {key: value for key, value in tif.shaped_metadata[0].items() if key not in ("shape", "axes", "truncated")}
         metadata["shaped"] = said
@@ -260,7 +277,9 @@ def _from_ome(xml: str) -> dict[str, Any]:
 
     image = next(image for image in children(ElementTree.fromstring(xml), "Image") if children(image, "Pixels"))
     pixels = children(image, "Pixels")[0]
-    channels = [{key: value for key, value in child.attrib.items() if key not in ("ID", "SamplesPerPixel")} for child in children(pixels, "Channel")]
+    channels = [
+        {key: value for key, value in child.attrib.items() if key not in ("ID", "SamplesPerPixel")} for child in children(pixels, "Channel")
+    ]
     planes = {
         tuple(int(child.attrib.get(f"The{axis}", 0)) for axis in "TZC"): {
             key: value for key, value in child.attrib.items() if not key.startswith("The")
@@ -303,10 +322,10 @@ def check_tiff(path: Path, like: ImageFile) -> None:
     allowed = _OME_DTYPES if kind == "ome-tiff" else _TIFF_DTYPES
     if like.dtype.name not in allowed:
         raise ValueError(f"{like.dtype} cannot be written as {kind}; one of {', '.join(allowed)} is expected. Convert the image first.")
-    if kind == "ome-tiff" and not set(like.axes) <= set("TZCYXSAPRHEQ"):
+    if kind == "ome-tiff" and (not set(like.axes) <= set("TZCYXSAPRHEQ") or len(set(like.axes)) != len(like.axes)):
         raise ValueError(f"axes {like.axes} cannot be written as OME-TIFF. Choose a name that ends in .tif alone.")
-    if like.axes.replace("S", "")[-2:] != "YX":
-        raise ValueError(f"axes {like.axes} cannot be written as TIFF; Y and X are expected last. Transpose the image first.")
+    if not like.axes.endswith(("YXS", "SYX") if like.rgb else "YX"):
+        raise ValueError(f"axes {like.axes} cannot be written as TIFF; YX, YXS or SYX are expected last. Transpose the image first.")
     needed, free = math.prod(like.shape) * like.dtype.itemsize, shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"the output needs {needed} bytes, {free} are free. Make room or choose another place", str(path))
@@ -317,9 +336,10 @@ def _output_kind(path: Path, like: ImageFile) -> str:
         return "ome-tiff"
     if like.format == "imagej-tiff":
         in_order = [axis for axis in "TZCYXS" if axis in like.axes] == list(_imagej_axes(like.axes))
+        colours = not like.rgb or like.shape[like.axes.index("S")] in (3, 4)
         classic = not like.metadata.get("bigtiff") and math.prod(like.shape) * like.dtype.itemsize < CLASSIC_BYTES
         # ImageJ itself reads no BigTIFF; its OME reader does.
-        return "imagej-tiff" if in_order and classic and like.dtype.name in _IMAGEJ_DTYPES else "ome-tiff"
+        return "imagej-tiff" if in_order and colours and classic and like.dtype.name in _IMAGEJ_DTYPES else "ome-tiff"
     return like.format if like.format == "ome-tiff" else "tiff"
 
 
@@ -380,6 +400,8 @@ def _options(kind: str, like: ImageFile) -> dict[str, Any]:
         options.update(resolution=known["resolution"], resolutionunit=known["resolutionunit"])
     elif {"X", "Y"} <= known.get("pixel_size", {}).keys() and kind == "tiff":
         options.update(_resolution(known))
+    if "icc_profile" in known:
+        options["iccprofile"] = known["icc_profile"]
     if known.get("orientation", 1) != 1:
         options["extratags"] = [(274, 3, 1, known["orientation"], True)]
     if kind == "ome-tiff":
@@ -430,6 +452,8 @@ def _ome(like: ImageFile) -> dict[str, Any]:
     known = like.metadata
     metadata: dict[str, Any] = {**known.get("ome", {}), **_sizes(known), "axes": like.axes}
     count = like.shape[like.axes.index("C")] if "C" in like.axes else 1
+    if like.dtype.kind not in "iu":
+        metadata.pop("SignificantBits", None)
     channels: list[dict[str, Any]] = known.get("channels") or [{"Name": name} for name in known.get("channel_names", ())]
     if len(channels) == count:
         metadata["Channel"] = _columns(channels)

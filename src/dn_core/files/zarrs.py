@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
+import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -25,6 +28,8 @@ from dn_core.files.image import (
     reading,
 )
 from dn_core.safe_write import replaced_folder
+
+__all__ = ["check_zarr", "create_zarr", "is_zarr", "open_zarr", "zarr_zstd"]
 
 MAX_CHUNK_BYTES = 2**32
 """What one chunk may decode to."""
@@ -83,6 +88,8 @@ def _ome(path: Path, group: Any, notes: list[str], missing: str) -> ImageFile:
     _check_array(path, source)
     if missing == "refuse":
         _check_chunks(path, source)
+    if "labels" in group:
+        notes.append("there are labels beside the image; they are not copied to an output")
     if len(multiscales) > 1:
         notes.append(f"{len(multiscales)} images in the file; the first is used")
     if len(paths) > 1:
@@ -104,15 +111,19 @@ def _ome(path: Path, group: Any, notes: list[str], missing: str) -> ImageFile:
 def _level(path: Path, group: Any, name: str) -> Any:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise ImageFileError(f"{printable(path)} names a level outside itself ({name!r}); a path inside it is expected. Export it again.")
-    return group[name] if name in group else None
+    return group.get(name)
 
 
 def _check_array(path: Path, array: Any) -> None:
     check_pixel_count(path, array.shape)
     check_dtype(path, np.dtype(array.dtype))
+    if array.ndim < 2:
+        raise ImageFileError(f"{printable(path)} has {array.ndim} axes (shape {array.shape}); an image with at least two is expected.")
     nbytes = math.prod(array.shards or array.chunks) * np.dtype(array.dtype).itemsize
     if nbytes > MAX_CHUNK_BYTES:
-        raise ImageFileError(f"{printable(path)} has chunks of {nbytes} bytes, at most {MAX_CHUNK_BYTES} are read. Save it with smaller chunks.")
+        raise ImageFileError(
+            f"{printable(path)} has chunks of {nbytes} bytes, at most {MAX_CHUNK_BYTES} are read. Save it with smaller chunks."
+        )
 
 
 def _check_chunks(path: Path, array: Any) -> None:
@@ -164,7 +175,9 @@ def check_zarr(path: Path, like: ImageFile) -> None:
     if path.exists() and not (path.is_dir() and is_zarr(path)):
         raise FileExistsError(17, "the output exists and is no zarr, so it is not replaced; choose another name", str(path))
     if like.rgb:
-        raise ValueError(f"axes {like.axes} cannot be written as OME-Zarr, which has no RGB samples. Choose a name that ends in .tif or .png.")
+        raise ValueError(
+            f"axes {like.axes} cannot be written as OME-Zarr, which has no RGB samples. Choose a name that ends in .tif or .png."
+        )
     if not 2 <= len(like.axes) <= 5 or like.axes[-2:] != "YX" or len(set(like.axes)) != len(like.axes):
         raise ValueError(f"axes {like.axes} cannot be written as OME-Zarr; two to five different ones that end in YX are expected.")
 
@@ -175,16 +188,76 @@ def create_zarr(path: Path, like: ImageFile) -> Iterator[Target]:
     import zarr
 
     version2 = like.metadata.get("zarr_format") == 2
+    order = sorted(range(len(like.axes)), key=lambda index: "TQCZYX".index(like.axes[index]))
+    if like.format != "ome-zarr" and order != list(range(len(order))):
+        stored = np.broadcast_to(np.zeros((), like.dtype), [like.shape[index] for index in order])
+        like = dataclasses.replace(like, source=stored, axes="".join(like.axes[index] for index in order))
+    else:
+        order = list(range(len(order)))
     levels = like.metadata.get("levels") or [("0", like.shape)]
-    with replaced_folder(path) as temporary:
+    if levels[0][1] != like.shape:  # not the image whose pyramid this was
+        levels = [(levels[0][0], like.shape)]
+    with replaced_folder(path) as temporary, _no_late_writes(temporary):
         group = zarr.create_group(temporary, zarr_format=2 if version2 else 3)
         array = _create_level(group, levels[0][0], like, like.shape, version2)
-        target = Target(array)
-        yield target
-        target.close()
+        target = Target(_Reordered(array, order))
+        try:
+            yield target
+        finally:
+            target.close()
         factors = _add_levels(group, array, levels, like, version2)
         group.attrs.update(_attributes(like, factors, version2))
         check_written(temporary, open_zarr(temporary, missing="refuse"), like.shape, like.dtype)
+
+
+@contextlib.contextmanager
+def _no_late_writes(folder: Path) -> Iterator[None]:
+    """After an error, remove the folder until it stays away: zarr's other threads may still be writing chunks."""
+    try:
+        yield
+    except BaseException:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.05)
+            if not folder.exists():
+                break
+        raise
+
+
+class _Reordered:
+    """A zarr array seen with its axes in the image's order; OME-Zarr demands time, channel, space."""
+
+    def __init__(self, array: Any, order: list[int]) -> None:
+        self._array, self._order = array, order
+        self.shape = tuple(array.shape[order.index(axis)] for axis in range(array.ndim))
+        self.dtype = array.dtype
+
+    def _full(self, index: Any) -> tuple[Any, ...]:
+        given = index if isinstance(index, tuple) else (index,)
+        if ... not in given:
+            given = (*given, ...)
+        at = given.index(...)
+        return (*given[:at], *(slice(None),) * (len(self.shape) - len(given) + 1), *given[at + 1 :])
+
+    def _kept(self, full: tuple[Any, ...]) -> tuple[list[int], list[int]]:
+        """The axes that an index keeps, in the image's order and in the stored order."""
+        kept = [axis for axis, item in enumerate(full) if isinstance(item, slice)]
+        return kept, [axis for axis in self._order if axis in kept]
+
+    def __setitem__(self, index: Any, block: Any) -> None:
+        full = self._full(index)
+        kept, stored = self._kept(full)
+        shape = [len(range(*full[axis].indices(self.shape[axis]))) for axis in kept]
+        block = np.broadcast_to(np.asarray(block, self.dtype), shape).transpose([kept.index(axis) for axis in stored])
+        self._array[tuple(full[axis] for axis in self._order)] = block
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        full = self._full(index)
+        kept, stored = self._kept(full)
+        block = np.asarray(self._array[tuple(full[axis] for axis in self._order)])
+        turned: NDArray[Any] = np.transpose(block, [stored.index(axis) for axis in kept])
+        return turned
 
 
 def _create_level(group: Any, name: str, like: ImageFile, shape: tuple[int, ...], version2: bool) -> Any:
@@ -225,7 +298,9 @@ def _add_levels(group: Any, array: Any, levels: list[Any], like: ImageFile, vers
     for name, shape in levels[1:]:
         steps = _steps(tuple(array.shape), tuple(shape))
         if steps is None:
-            warnings.warn(f"level {name!r} of the pyramid is no whole shrinking of the level before in y and x; it is left out", stacklevel=4)
+            warnings.warn(
+                f"level {name!r} of the pyramid is no whole shrinking of the level before in y and x; it is left out", stacklevel=4
+            )
             continue
         smaller = _create_level(group, name, like, tuple(shape), version2)
         _shrink(array, smaller, steps[-2], steps[-1])
@@ -260,7 +335,8 @@ def _block_mean(band: NDArray[Any], step_y: int, step_x: int, dtype: np.dtype[An
     sums = np.add.reduceat(np.add.reduceat(working, starts_y, axis=0), starts_x, axis=1)
     heights, widths = np.diff(np.append(starts_y, band.shape[0])), np.diff(np.append(starts_x, band.shape[1]))
     means = sums / (heights[:, None] * widths[None, :])
-    return (np.rint(means) if dtype.kind in "iub" else means).astype(dtype)
+    rounded: NDArray[Any] = np.rint(means) if dtype.kind in "iub" else means
+    return rounded.astype(dtype)
 
 
 def _attributes(like: ImageFile, factors: dict[str, tuple[int, ...]], version2: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import functools
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def denoise_steps(
     nonfinite: NonFinite = "raise",
     alpha: bool | None = None,
     out: Any = None,
-) -> Iterator[Progress]:
+) -> Generator[Progress]:
     """Denoise step by step; closing the generator is cancelling, within a tile.
 
     Each plane (the last two axes that are not channels) is denoised on its own: time, depth and channels never mix.
@@ -222,7 +222,9 @@ class Settings:
     def __post_init__(self) -> None:
         if isinstance(self.amount, bool) or not isinstance(self.amount, (int, float, np.number)) or not 0 <= self.amount <= 1:
             raise ValueError(f"amount is {self.amount!r}; a number in 0..1 is expected. Change amount.")
-        if self.tile is not None and (isinstance(self.tile, bool) or not isinstance(self.tile, (int, np.integer)) or not 1 <= self.tile <= MAX_TILE):
+        if self.tile is not None and (
+            isinstance(self.tile, bool) or not isinstance(self.tile, (int, np.integer)) or not 1 <= self.tile <= MAX_TILE
+        ):
             raise ValueError(f"tile is {self.tile!r}; a whole number in 1..{MAX_TILE} is expected. Change tile, or leave it out.")
         for name, value, allowed in (
             ("precision", self.precision, (None, "float32", "bfloat16", "float64")),
@@ -244,7 +246,9 @@ class Settings:
 
 def _denoise_planes(source: Any, target: Any, axes: Axes, settings: Settings) -> Iterator[Progress]:
     """All planes of an array; smaller tiles, then the CPU, are tried where memory does not suffice."""
-    known = {plane: _checked_statistics(source, plane, settings.nonfinite) for plane in axes.planes()} if isinstance(source, np.ndarray) else {}
+    known = (
+        {plane: _checked_statistics(source, plane, settings.nonfinite) for plane in axes.planes()} if isinstance(source, np.ndarray) else {}
+    )
     for plane in axes.planes(alpha=True):
         whole = plane.index(*(slice(0, extent) for extent in axes.plane_shape))
         target[whole] = source[whole]
@@ -255,7 +259,11 @@ def _denoise_planes(source: Any, target: Any, axes: Axes, settings: Settings) ->
             return
         except TileTooLargeError:
             if not warned:
-                warnings.warn(f"{settings.device} ran out of memory with tiles of {tile} pixels; smaller ones, then the CPU, are tried.", RuntimeWarning, stacklevel=4)
+                warnings.warn(
+                    f"{settings.device} ran out of memory with tiles of {tile} pixels; smaller ones, then the CPU, are tried.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
                 warned = True
             tile //= 2
             if tile < SMALLEST_TILE:
@@ -272,11 +280,10 @@ def _denoise_tiled(
     tiles = plan_tiles(axes.plane_shape, tile, config.halo, config.shuffle)
     planes = list(axes.planes())
     engine = settings.engine_for(np.dtype(source.dtype))
-    total, done, began = len(planes) * len(tiles), 0, time.monotonic()
+    total, began = len(planes) * len(tiles), time.monotonic()
     work = _work(source, planes, tiles, settings, engine.dtype, known)
-    for job, output in engine.run(work, parallel=total > 1):
+    for done, (job, output) in enumerate(engine.run(work, parallel=total > 1), start=1):
         job.finish(target, output, settings)
-        done += 1
         left = (time.monotonic() - began) / done * (total - done)
         yield Progress(done, total, left, target if done == total else None)
 
@@ -348,11 +355,16 @@ def _checked_statistics(source: Any, plane: Plane, nonfinite: NonFinite) -> Stat
 def _model_for(model: str | Path | Model | None, noise: float | None) -> Model:
     loaded = model if isinstance(model, Model) else load_model(model)
     if loaded.config.planes_in != 1:
-        raise ValueError(f"the model {loaded.card.name} takes {loaded.config.planes_in} planes at once; one that takes single planes is expected. Choose another.")
+        raise ValueError(
+            f"the model {loaded.card.name} takes {loaded.config.planes_in} planes at once; one that takes single "
+            "planes is expected. Choose another."
+        )
     if loaded.config.noise_map and noise is None:
         raise ValueError(f"the model {loaded.card.name} needs the noise level; give noise=, its standard deviation in image units.")
     if noise is not None and not loaded.config.noise_map:
-        raise ValueError(f"the model {loaded.card.name} is blind and takes no noise level; leave noise out, or choose a model with a noise map.")
+        raise ValueError(
+            f"the model {loaded.card.name} is blind and takes no noise level; leave noise out, or choose a model with a noise map."
+        )
     if noise is not None and not (np.isfinite(noise) and noise >= 0):
         raise ValueError(f"noise is {noise}; a finite standard deviation of 0 or more is expected. Change noise.")
     return loaded
@@ -378,7 +390,9 @@ def _as_array(image: Any) -> Any:
     try:
         array = np.asarray(image)
     except ValueError as error:
-        raise ValueError(f"image is a {type(image).__name__} that is not a rectangular array ({error}); give rows of equal length.") from error
+        raise ValueError(
+            f"image is a {type(image).__name__} that is not a rectangular array ({error}); give rows of equal length."
+        ) from error
     check_dtype(array.dtype)
     return array
 
@@ -390,7 +404,9 @@ def _target(image: Any, source: Any, out: Any) -> Any:
         if tuple(out.shape) != shape or np.dtype(out.dtype) != dtype:
             raise ValueError(f"out is {out.dtype} {tuple(out.shape)}; {dtype} {shape}, as the image, is expected. Make it with these.")
         if isinstance(out, np.ndarray) and isinstance(source, np.ndarray) and np.may_share_memory(out, source):
-            raise ValueError("out shares memory with the image, which is never written to; a separate array is expected. Use numpy.empty_like(image).")
+            raise ValueError(
+                "out shares memory with the image, which is never written to; a separate array is expected. Use numpy.empty_like(image)."
+            )
         return out
     if _kind(image) == "zarr":
         import zarr
@@ -399,7 +415,10 @@ def _target(image: Any, source: Any, out: Any) -> Any:
     needed = int(np.prod([int(extent) for extent in shape], dtype=object)) * dtype.itemsize
     available = available_memory()
     if available is not None and needed > available:
-        raise MemoryError(f"the result of shape {shape} needs {needed:,} bytes, {available:,} are free. Give out=, a memory map or zarr array, or a dask array.")
+        raise MemoryError(
+            f"the result of shape {shape} needs {needed:,} bytes, {available:,} are free. Give out=, a memory map or "
+            "zarr array, or a dask array."
+        )
     return np.empty(shape, dtype)
 
 
@@ -415,7 +434,7 @@ def _other_kind(image: Any, settings: Settings, channel_axis: int | None, alpha:
     array = image.data if kind == "xarray" else _from_torch(image)
     options = {"channel_axis": channel_axis, "amount": settings.amount, "noise": settings.noise, "device": settings.device, "out": out}
     options |= {"tile": settings.tile, "precision": settings.precision, "nonfinite": settings.nonfinite, "alpha": alpha}
-    return _converted(denoise_steps(array, settings.model, **options), image, kind)  # type: ignore[arg-type]
+    return _converted(denoise_steps(array, settings.model, **options), image, kind)
 
 
 def _converted(steps: Iterator[Progress], image: Any, kind: str) -> Iterator[Progress]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dn_core.checkpoints import Checkpoint
 
-__all__ = ["Engine", "Precision", "TileTooLargeError", "build_engine", "choose_device"]
+__all__ = ["Engine", "OpenVinoEngine", "Precision", "TileTooLargeError", "TorchEngine", "build_engine", "choose_device"]
 
 Precision = Literal["float32", "bfloat16", "float64"]
 Key = TypeVar("Key")
@@ -163,7 +163,9 @@ class TorchEngine:
         # Outside the handler, so that the failed call's tensors are gone before memory is asked for again.
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        raise TileTooLargeError(f"a tile of {array.shape[1]}x{array.shape[2]} pixels does not fit into the memory of {self._device}; use a smaller tile.")
+        raise TileTooLargeError(
+            f"a tile of {array.shape[1]}x{array.shape[2]} pixels does not fit into the memory of {self._device}; use a smaller tile."
+        )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

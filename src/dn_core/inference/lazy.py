@@ -101,7 +101,8 @@ def _change_of_plane(plane: NDArray[Any], settings: Settings, source_dtype: np.d
     if bad := plane.size - int(np.count_nonzero(np.isfinite(plane))):
         row, column = np.argwhere(~np.isfinite(plane))[0]
         raise ValueError(
-            f"image has {bad} pixels that are NaN or infinite in one chunk, the first at row {row}, column {column} of it; finite pixels are "
+            f"image has {bad} pixels that are NaN or infinite in one chunk, the first at row {row}, column {column} of "
+            "it; finite pixels are "
             "expected. Fill them first, or compute the image and use nonfinite='fill'."
         )
     shape = (plane.shape[0], plane.shape[1])

@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 
 from dn_core.inference.tiling import pad_to_multiple
 
-__all__ = ["Axes", "NonFinite", "Plane", "Statistics", "check_dtype", "find_axes", "from_float", "read_window", "statistics", "to_float"]
+__all__ = [
+    "Axes",
+    "NonFinite",
+    "Plane",
+    "Statistics",
+    "check_dtype",
+    "find_axes",
+    "from_float",
+    "read_window",
+    "statistics",
+    "to_float",
+]
 
 NonFinite = Literal["raise", "fill"]
 
@@ -38,10 +49,12 @@ class Axes:
 
     @property
     def plane_shape(self) -> tuple[int, int]:
+        """Height and width."""
         return self.shape[self.spatial[0]], self.shape[self.spatial[1]]
 
     @property
     def others(self) -> tuple[int, ...]:
+        """Axes that are neither rows nor columns."""
         return tuple(axis for axis in range(len(self.shape)) if axis not in self.spatial)
 
     def planes(self, *, alpha: bool = False) -> Iterator[Plane]:
@@ -82,6 +95,7 @@ class Statistics:
 
     @property
     def constant(self) -> bool:
+        """Whether all pixels are the same: there is no noise then."""
         return self.low == self.high
 
     @property
@@ -105,7 +119,9 @@ def check_dtype(dtype: np.dtype[Any]) -> None:
         "U": "an array is expected; for a file use dn-resnet denoise, or read it first, for instance with dn_core.files.read_image",
     }
     if dtype.kind not in "uif" or dtype.itemsize > 8:
-        raise TypeError(f"image has dtype {dtype}: {advice.get(dtype.kind, 'integers or floats of up to 64 bits are expected; convert the image')}.")
+        raise TypeError(
+            f"image has dtype {dtype}: {advice.get(dtype.kind, 'integers or floats of up to 64 bits are expected; convert the image')}."
+        )
 
 
 def find_axes(shape: tuple[int, ...], channel_axis: int | None, alpha: bool | None = None) -> Axes:
@@ -127,13 +143,18 @@ def find_axes(shape: tuple[int, ...], channel_axis: int | None, alpha: bool | No
     if channel_axis is not None and (isinstance(channel_axis, (bool, np.bool_)) or not isinstance(channel_axis, (int, np.integer))):
         raise TypeError(f"channel_axis is {channel_axis!r}; an integer or None is expected. Give the index of the axis.")
     if channel_axis is not None and not -ndim <= channel_axis < ndim:
-        raise AxisError(f"channel_axis is {channel_axis}, the image has {ndim} axes {shape}; one of {-ndim}..{ndim - 1} is expected. Change channel_axis.")
+        raise AxisError(
+            f"channel_axis is {channel_axis}, the image has {ndim} axes {shape}; one of {-ndim}..{ndim - 1} is "
+            "expected. Change channel_axis."
+        )
     if channel_axis is None and ndim >= 3 and shape[-1] in (3, 4) and min(shape[-3:-1]) >= 16:
         channel_axis = ndim - 1
     channel = None if channel_axis is None else int(channel_axis) % ndim
     if not 2 <= ndim - (channel is not None) <= MAX_NDIM:
         where = "" if channel is None else f" with channel_axis {channel}"
-        raise ValueError(f"image has shape {shape}{where}; (..., height, width) is expected, with channels (..., height, width, channels). Reshape it.")
+        raise ValueError(
+            f"image has shape {shape}{where}; (..., height, width) is expected, with channels (..., height, width, channels). Reshape it."
+        )
     if 0 in shape:
         raise ValueError(f"image has shape {shape}: axis {shape.index(0)} is empty; at least one pixel is expected. Check how it was cut.")
     spatial = [axis for axis in range(ndim) if axis != channel][-2:]
@@ -180,12 +201,13 @@ def read_window(source: Any, plane: Plane, window: tuple[slice, slice], found: S
 
 def to_float(pixels: NDArray[Any], offset: float, scale: float, dtype: np.dtype[Any]) -> NDArray[Any]:
     """``(pixels - offset) / scale`` in `dtype`; computed in float64 where float32 would lose digits of the pixels."""
-    wide = dtype == np.float64 or pixels.dtype.itemsize > 2 and pixels.dtype != np.float32 or scale != 1.0
-    values = pixels.astype(np.float64 if wide else np.float32)
+    narrow = pixels.dtype.itemsize <= 2 or (pixels.dtype.kind == "f" and pixels.dtype.itemsize == 4)
+    wide = dtype == np.float64 or not narrow or scale != 1.0
+    values: NDArray[Any] = pixels.astype(np.float64 if wide else np.float32)
     if offset:
-        values -= values.dtype.type(offset)
+        values = values - values.dtype.type(offset)
     if scale != 1.0:
-        values /= scale
+        values = values / scale
     return values.astype(dtype, copy=False)
 
 
@@ -203,14 +225,17 @@ def from_float(pixels: NDArray[Any], change: NDArray[Any]) -> NDArray[Any]:
     np.rint(values, out=values)
     # The largest float that fits: float64 cannot hold the largest 64-bit integers and would round them up, out of range.
     top = float(info.max) if int(float(info.max)) <= info.max else float(np.nextafter(float(info.max), 0))
-    return np.clip(values, float(info.min), top).astype(dtype)
+    clipped: NDArray[Any] = np.clip(values, float(info.min), top).astype(dtype)
+    return clipped
 
 
 def _filled(source: Any, plane: Plane, rows: slice, columns: slice, fallback: float) -> NDArray[Any]:
     """Finite pixels: those that are not get the mean of the finite ones near, however the plane is cut into tiles."""
     height, width = plane.axes.plane_shape
     top, left = max(rows.start - FILL_RADIUS, 0), max(columns.start - FILL_RADIUS, 0)
-    pixels = np.array(source[plane.index(slice(top, min(rows.stop + FILL_RADIUS, height)), slice(left, min(columns.stop + FILL_RADIUS, width)))])
+    pixels = np.array(
+        source[plane.index(slice(top, min(rows.stop + FILL_RADIUS, height)), slice(left, min(columns.stop + FILL_RADIUS, width)))]
+    )
     finite = np.isfinite(pixels)
     result = pixels.copy()
     for row, column in np.argwhere(~finite):

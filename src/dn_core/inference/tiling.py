@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Tile", "pad_to_multiple", "plan_tiles"]
+__all__ = ["Span", "Tile", "pad_to_multiple", "plan_tiles"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,9 @@ class Bank:
             raise ValueError("the bank has no images; at least one is expected. Name a folder with images that can be read.")
         kinds = {image.dtype for image in (*self.images, *self.held_out)}
         if kinds - {np.dtype(np.uint8), np.dtype(np.uint16)} or len(kinds) > 1:
-            raise ValueError(f"the images have dtypes {sorted(map(str, kinds))}; all uint8 or all uint16 is expected. Convert them to one kind.")
+            raise ValueError(
+                f"the images have dtypes {sorted(map(str, kinds))}; all uint8 or all uint16 is expected. Convert them to one kind."
+            )
 
     @cached_property
     def _means(self) -> tuple[float, ...]:
@@ -66,7 +68,7 @@ class Bank:
         digest = hashlib.sha256()
         for image in (*self.images, *self.held_out):
             digest.update(f"{image.shape}{image.dtype}".encode())
-            digest.update(np.ascontiguousarray(image))
+            digest.update(np.ascontiguousarray(image).data)
         return digest.hexdigest()
 
     def patches(self, count: int, size: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -122,7 +124,9 @@ def load_bank(folder: str | Path, *, smallest: int = 64, hold_out: int = 50, ski
             images.extend(planes)
     if skipped and not skip_bad:
         listed = "; ".join(f"{item.path.name}: {item.reason}" for item in skipped[:5])
-        raise ValueError(f"{len(skipped)} of {len(paths)} files in {root} cannot be trained on ({listed}). Remove them, or skip them with --skip-bad.")
+        raise ValueError(
+            f"{len(skipped)} of {len(paths)} files in {root} cannot be trained on ({listed}). Remove them, or skip them with --skip-bad."
+        )
     every = min(hold_out, len(images)) if len(images) >= 4 else len(images) + 1
     kept = tuple(image for index, image in enumerate(images) if (index + 1) % every)
     return Bank(kept, tuple(images[every - 1 :: every]), tuple(skipped))
@@ -130,7 +134,8 @@ def load_bank(folder: str | Path, *, smallest: int = 64, hold_out: int = 50, ski
 
 def to_grey(image: NDArray[Any]) -> NDArray[Any]:
     """RGB ``(H, W, 3)`` to grey by the MATLAB rule, rounded, same dtype."""
-    return np.floor(image[..., :3] @ np.array(GREY) + 0.5).astype(image.dtype)
+    grey: NDArray[Any] = np.floor(image[..., :3] @ np.array(GREY) + 0.5).astype(image.dtype)
+    return grey
 
 
 def _usable_planes(path: Path, smallest: int) -> list[NDArray[Any]]:

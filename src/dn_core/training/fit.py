@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ def fit(
     stage: int = 0,
     rank: int = 0,
     save_seconds: float = 30.0,
-) -> Iterator[TrainProgress]:
+    allow: tuple[str, ...] = (),
+) -> Generator[TrainProgress]:
     """Train `recipe` on `bank`; the model appears as ``out/<recipe.name>.safetensors``.
 
     The state in ``out/state.safetensors`` is saved every `save_seconds`, at the end of each epoch and when the generator is closed. A
@@ -74,6 +75,9 @@ def fit(
     precision
         ``"bfloat16"`` computes the convolutions so (weights stay float32), ``"float32"`` does not, ``"auto"`` asks `bfloat16_helps`.
 
+    allow
+        Settings, such as ``"recipe.phases"``, in which the run found may differ from this one; it goes on with the new ones.
+
     Raises
     ------
     ValueError
@@ -83,7 +87,9 @@ def fit(
     """
     largest = max(phase.patch for phase in recipe.phases)
     if (smallest := min(min(image.shape) for image in bank.images)) < largest:
-        raise ValueError(f"the smallest image has a side of {smallest} pixels; at least the patch, {largest}, is expected. Use larger images.")
+        raise ValueError(
+            f"the smallest image has a side of {smallest} pixels; at least the patch, {largest}, is expected. Use larger images."
+        )
     if recipe.network.planes_in != 1:
         raise ValueError(f"the network takes {recipe.network.planes_in} planes; training takes single planes. Set planes_in to 1.")
     if precision == "auto":
@@ -91,7 +97,7 @@ def fit(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(recipe, bank, device, precision, stage, rank)
-    run.resume(folder / STATE_FILE)
+    run.resume(folder / STATE_FILE, allow)
     try:
         yield from _steps(run, folder / STATE_FILE, save_seconds)
     finally:
@@ -125,7 +131,7 @@ def bfloat16_helps(device: str) -> bool:
     Measured: 4x with AMX, 2x on an AMD EPYC with avx512_bf16; a loss on CPUs that only emulate it.
     """
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device != "cpu":
         return False
     checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
@@ -164,7 +170,9 @@ class _Run:
         loss = _weighted_loss(denoised, clean, noisy.std, self.recipe.loss_weight)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {self.step}; a finite one is expected. Lower lr in the recipe; the last good state is kept.")
+            raise FloatingPointError(
+                f"the loss is {value} at step {self.step}; a finite one is expected. Lower lr in the recipe; the last good state is kept."
+            )
         factor = _rate_factor(self.recipe, self.step)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -192,8 +200,9 @@ class _Run:
 
     def _average_weights(self) -> None:
         decay = min(self.recipe.ema, (self.step + 1) / (self.step + 10))
-        current = [value.detach() for value in self.network.state_dict().values()]
-        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        current = self.network.state_dict()
+        for name, average in self.average.items():
+            average.lerp_(current[name], 1 - decay)
 
     def score(self) -> float | None:
         """Mean PSNR of the averaged weights on held-out images at sigma 25, always with the same noise; None without such images."""
@@ -237,21 +246,28 @@ class _Run:
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer{number}.{index}.{name}": value for name, value in state.items()}
         arrays = {name: value.detach().to("cpu", torch.float32).numpy() for name, value in tensors.items()}
-        write_tensors(path, arrays, {STATE_KEY: json.dumps({**self._identity(), "step": self.step, "loss": self.loss, "megapixels": self.megapixels})})
+        write_tensors(
+            path, arrays, {STATE_KEY: json.dumps({**self._identity(), "step": self.step, "loss": self.loss, "megapixels": self.megapixels})}
+        )
 
-    def resume(self, path: Path) -> None:
-        """Go on from `path`, if it is there and of the same recipe, data and precision."""
+    def resume(self, path: Path, allow: tuple[str, ...] = ()) -> None:
+        """Go on from `path`, if it is there and of the same recipe, data and precision but for what is in `allow`."""
         if not path.exists():
             return
         tensors, metadata = read_tensors(path)
         if STATE_KEY not in metadata:
-            raise ValueError(f"{path} is not the state of a training; one written by dn-resnet train is expected. Choose another output folder.")
+            raise ValueError(
+                f"{path} is not the state of a training; one written by dn-resnet train is expected. Choose another output folder."
+            )
         state = json.loads(metadata[STATE_KEY])
-        if different := _differences(self._identity(), state):
-            raise ValueError(f"{path} belongs to another training ({'; '.join(different)}); the same is expected. Choose another output folder.")
+        if different := _differences(self._identity(), state, allow):
+            raise ValueError(
+                f"{path} belongs to another training ({'; '.join(different)}); the same is expected. Choose another output folder."
+            )
         values = {name: torch.from_numpy(array) for name, array in tensors.items()}
         self.network.load_state_dict(_under("network.", values))
-        self.average = {name: value.to(self.device) for name, value in _under("average.", values).items()}
+        for name, value in _under("average.", values).items():
+            self.average[name].copy_(value)
         for number, optimizer in enumerate(self.optimizers):
             _restore(optimizer, _under(f"optimizer{number}.", values), self.device)
         self.step, self.loss, self.megapixels = state["step"], state["loss"], state["megapixels"]
@@ -328,8 +344,8 @@ def _restore(optimizer: torch.optim.Optimizer, values: dict[str, Tensor], device
         optimizer.state[parameter][name] = value
 
 
-def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+def _differences(mine: dict[str, Any], theirs: dict[str, Any], allow: tuple[str, ...]) -> list[str]:
     flat_mine = {**mine, **{f"recipe.{key}": value for key, value in mine["recipe"].items()}}
     flat_theirs = {**theirs, **{f"recipe.{key}": value for key, value in theirs.get("recipe", {}).items()}}
-    names = [name for name in flat_mine if name != "recipe" and flat_mine[name] != flat_theirs.get(name)]
+    names = [name for name in flat_mine if name != "recipe" and name not in allow and flat_mine[name] != flat_theirs.get(name)]
     return [f"{name}: {str(flat_theirs.get(name))[:60]} there, {str(flat_mine[name])[:60]} here" for name in names]

@@ -54,9 +54,10 @@ def build_optimizers(network: nn.Module, kind: str, lr: float) -> list[Optimizer
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix with singular values near 1, by Newton-Schulz iteration."""
     a, b, c = QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x: Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         gram = x @ x.T

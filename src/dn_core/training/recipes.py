@@ -134,10 +134,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 def _recipe_from(values: dict[str, Any]) -> Recipe:
     table = dict(values)
-    phases = tuple(Phase(**phase) for phase in table.pop("phase", ()))
+    if phases := table.pop("phase", ()):
+        table["phases"] = tuple(Phase(**phase) for phase in phases)
     network = _network_from(table.pop("network", {}))
     noise = tuple(table.pop("noise", ()))
-    return Recipe(network=network, noise=noise, **({"phases": phases} if phases else {}), **table)
+    return Recipe(network=network, noise=noise, **table)
 
 
 def _network_from(values: dict[str, Any]) -> NetworkConfig:

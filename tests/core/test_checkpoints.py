@@ -1,0 +1,213 @@
+import dataclasses
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dn_core.checkpoints import KEY, Card, Checkpoint, load_checkpoint, save_checkpoint, write_tensors
+from dn_core.errors import CheckpointError
+from dn_core.network_config import half_resolution_config, paper_config
+from dn_core.networks import DnResNet
+
+CONFIG = half_resolution_config(8, 1)
+
+
+def checkpoint(config=CONFIG, **card):
+    torch.manual_seed(0)
+    network = DnResNet(config)
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    return Checkpoint(config, weights, Card(name="test", noise="Gaussian", scores={"set12": 30.1}, **card))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+def container(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def tensor(shape, begin, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize("config", [CONFIG, paper_config(5), paper_config(5, block="separable")])
+def test_everything_comes_back(path, config):
+    original = checkpoint(config, description="µ, 细胞", recipe={"lr": 1e-3}, data={"images": 3})
+    save_checkpoint(path, original)
+    found = load_checkpoint(path)
+    assert found.config == original.config
+    assert found.card == original.card
+    assert all(np.array_equal(found.weights[name], value) for name, value in original.weights.items())
+    image = torch.rand(1, 1, 16, 16)
+    torch.manual_seed(0)
+    same = DnResNet(config)
+    torch.testing.assert_close(found.network()(image), same(image))
+
+
+def test_the_safetensors_library_reads_the_same_weights(path):
+    original = checkpoint()
+    save_checkpoint(path, original)
+    assert {name: value.tolist() for name, value in load_file(path).items()} == {k: v.tolist() for k, v in original.weights.items()}
+
+
+def test_transposed_and_channels_last_weights_are_written_right(path):
+    original = checkpoint()
+    weights = {name: torch.from_numpy(v).contiguous(memory_format=torch.channels_last).numpy() for name, v in original.weights.items()}
+    save_checkpoint(path, dataclasses.replace(original, weights=weights))
+    assert all(np.array_equal(load_checkpoint(path).weights[name], value) for name, value in original.weights.items())
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        save_checkpoint(tmp_path / f"{name}.safetensors", checkpoint())
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
+def test_a_new_file_may_be_read_by_whom_the_umask_allows(path):
+    old = os.umask(0o022)
+    try:
+        save_checkpoint(path, checkpoint())
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_file_changed_under_a_loaded_model_does_not_change_it(path):
+    save_checkpoint(path, checkpoint())
+    found = load_checkpoint(path)
+    path.write_bytes(b"")
+    assert np.array_equal(found.weights["last.weight"], checkpoint().weights["last.weight"])
+
+
+F32_PAIR = {"a": tensor([2], 0, 8), "b": tensor([2], 8, 16)}
+BROKEN = {
+    "empty": b"",
+    "seven bytes": b"1234567",
+    "length 2^63": (2**63).to_bytes(8, "little") + b"{}",
+    "length beyond the file": (100).to_bytes(8, "little") + b"{}",
+    "cut data": container(F32_PAIR, bytes(10)),
+    "trailing bytes": container(F32_PAIR, bytes(20)),
+    "overlap": container({"a": tensor([2], 0, 8), "b": tensor([2], 4, 12)}, bytes(12)),
+    "hole": container({"a": tensor([2], 0, 8), "b": tensor([2], 12, 20)}, bytes(20)),
+    "begin after end": container({"a": tensor([2], 8, 0)}, bytes(8)),
+    "shape overflow": container({"a": tensor([2**40, 2**40], 0, 8)}, bytes(8)),
+    "negative shape": container({"a": tensor([-2], 0, 8)}, bytes(8)),
+    "float shape": container({"a": tensor([2.0], 0, 8)}, bytes(8)),
+    "shape and bytes disagree": container({"a": tensor([3], 0, 8)}, bytes(8)),
+    "bad UTF-8": container(b'{"\xff": 1}'),
+    "bad JSON": container(b'{"a": '),
+    "deep nesting": container(b"{" + b'"a":[' * 100_000),
+    "list header": container(b"[1, 2]"),
+    "leading space": container(b' {"__metadata__": {}}'),
+    "pickle": b"\x80\x04\x95" + bytes(40),
+    "torch zip": b"PK\x03\x04" + bytes(40),
+    "PNG": b"\x89PNG\r\n\x1a\n" + bytes(40),
+    "header above the cap": container(b"{" + b" " * 2**20 + b"}"),
+    "duplicate tensor": container(
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)
+    ),
+    "duplicate metadata": container(b'{"__metadata__":{"k":"1","k":"2"}}'),
+    "two metadata": container(b'{"__metadata__":{"k":"1"},"__metadata__":{"k":"2"}}'),
+    "metadata not text": container({"__metadata__": {"k": 1}}),
+    "path as a name": container({"../../etc/x": tensor([2], 0, 8)}, bytes(8)),
+    "NUL in a name": container({"a\0": tensor([2], 0, 8)}, bytes(8)),
+    "huge empty tensor": container({"a": tensor([0, 2**40], 0, 0)}),
+    "float64": container({"a": tensor([1], 0, 8, "F64")}, bytes(8)),
+    "integers": container({"a": tensor([1], 0, 8, "I64")}, bytes(8)),
+    "unknown dtype": container({"a": tensor([1], 0, 8, "Q9")}, bytes(8)),
+    "NaN": container({"a": tensor([1], 0, 4)}, np.float32(np.nan).tobytes()),
+    "infinity": container({"a": tensor([1], 0, 4)}, np.float32(np.inf).tobytes()),
+    "no card": container(F32_PAIR, bytes(16)),
+    "card not JSON": container({"__metadata__": {KEY: "{"}}),
+    "card of something else": container({"__metadata__": {KEY: '{"format": "other"}'}}),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_not_a_model_file_is_refused(path, name):
+    path.write_bytes(BROKEN[name])
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert "model.safetensors" in str(caught.value) or "the card" in str(caught.value)
+    assert str(caught.value).count(". ") >= 1 or name == "card of something else"
+
+
+def test_a_pickle_is_called_by_its_name(path):
+    path.write_bytes(BROKEN["pickle"])
+    with pytest.raises(CheckpointError, match="a pickle, not a safetensors file; pickles are never loaded"):
+        load_checkpoint(path)
+
+
+def test_a_file_above_the_cap_is_refused_unread(path):
+    with open(path, "wb") as file:
+        file.truncate(513 * 2**20)
+    with pytest.raises(CheckpointError, match="at most"):
+        load_checkpoint(path)
+
+
+def with_content(path, **changes):
+    """A model file whose card is changed."""
+    original = checkpoint()
+    save_checkpoint(path, original)
+    header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
+    content = json.loads(header["__metadata__"][KEY])
+    network = changes.pop("network", {})
+    content.update(changes)
+    content["network"].update(network)
+    write_tensors(path, original.weights, {KEY: json.dumps(content)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": 2}, "format version 2; this program reads up to 1. Upgrade"),
+        ({"version": "new"}, "Upgrade"),
+        ({"network": {"colour": True}}, "unknown settings"),
+        ({"network": {"entry": [[3, 2**20]]}}, "1..1024"),
+        ({"network": {"entry": [[3, 16]]}}, "do not fit its settings"),
+        ({"network": {"blocks": ["full", "full"]}}, "blocks.1.first.weight"),
+        ({"weights": 7}, "says it has 7 weights"),
+        ({"card": {"name": "x", "mood": "good"}}, "mood"),
+    ],
+)
+def test_cards_that_do_not_fit_are_refused(path, changes, words):
+    with_content(path, **changes)
+    with pytest.raises(CheckpointError, match=words):
+        load_checkpoint(path)
+
+
+def test_sixteen_bit_weights_are_widened(path):
+    original = checkpoint()
+    weights = {name: torch.from_numpy(value).to(torch.bfloat16) for name, value in original.weights.items()}
+    save_checkpoint(path, original)
+    header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
+    from safetensors.torch import save_file
+
+    save_file(weights, path, metadata=header["__metadata__"])
+    found = load_checkpoint(path)
+    assert all(np.array_equal(found.weights[name], value.float().numpy()) for name, value in weights.items())
+
+
+def test_weights_that_are_not_finite_are_not_written(path):
+    bad = checkpoint()
+    bad.weights["last.weight"].flat[0] = np.nan
+    with pytest.raises(CheckpointError, match=r"not finite in last\.weight"):
+        save_checkpoint(path, bad)
+    assert not path.exists()
+
+
+def test_missing_files_and_folders_are_plain_os_errors(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "none.safetensors")
+    with pytest.raises(IsADirectoryError):
+        load_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="folder"):
+        save_checkpoint(tmp_path / "none" / "model.safetensors", checkpoint())

@@ -1,0 +1,80 @@
+"""The OpenVINO graph, which is built without torch, computes what the torch module computes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from small_models import CONFIGS, small_model
+
+import dn_core
+from dn_core.inference.engines import OpenVinoEngine, TorchEngine, choose_device
+
+openvino = pytest.importorskip("openvino")
+
+
+def run(engine, array):
+    return next(iter(engine.run([(0, array)], parallel=False)))[1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_openvino_equals_torch(name):
+    model = small_model(name)
+    array = np.random.default_rng(0).random((model.config.inputs, 36, 48), "f4")
+    expected = run(TorchEngine(model.checkpoint, "cpu", "float32"), array)
+    np.testing.assert_allclose(run(OpenVinoEngine(model.checkpoint, "float32"), array), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", dn_core.model_names())
+def test_openvino_equals_torch_for_bundled_models(name):
+    checkpoint = dn_core.load_model(name).checkpoint
+    array = np.random.default_rng(0).random((1, 64, 64), "f4")
+    expected = run(TorchEngine(checkpoint, "cpu", "float32"), array)
+    np.testing.assert_allclose(run(OpenVinoEngine(checkpoint, "float32"), array), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", dn_core.model_names())
+def test_reduced_precision_costs_next_to_nothing_on_8_bit_images(name):
+    from skimage import data
+    from skimage.metrics import peak_signal_noise_ratio
+
+    clean = data.camera()[100:356, 100:356]
+    noisy = np.clip(np.rint(clean + np.random.default_rng(0).normal(0, 25, clean.shape)), 0, 255).astype(np.uint8)
+    full, reduced = (peak_signal_noise_ratio(clean, dn_core.denoise(noisy, name, precision=p)) for p in ("float32", "bfloat16"))
+    assert full - reduced < 0.02
+
+
+def test_many_tiles_come_back_in_order_with_their_keys():
+    engine = OpenVinoEngine(small_model().checkpoint, "float32")
+    arrays = [np.full((1, 16, 16), index, "f4") + np.eye(16, dtype="f4") for index in range(20)]
+    results = list(engine.run(enumerate(arrays), parallel=True))
+    assert [key for key, _ in results] == list(range(20))
+    for key, result in results:
+        np.testing.assert_allclose(result, run(engine, arrays[key]), atol=1e-5)
+
+
+def test_an_error_while_reading_tiles_comes_through():
+    def tiles():
+        yield 0, np.zeros((1, 16, 16), "f4")
+        raise OSError("unreadable")
+
+    with pytest.raises(OSError, match="unreadable"):
+        list(OpenVinoEngine(small_model().checkpoint, "float32").run(tiles(), parallel=True))
+
+
+def test_sixteen_bit_images_are_never_computed_in_reduced_precision():
+    assert dn_core.engine_name(dtype=np.uint16, device="cpu").endswith("float32")
+    assert dn_core.engine_name(dtype=np.float32, device="cpu").endswith("float32")
+
+
+def test_devices_are_chosen_by_name():
+    assert choose_device("cpu") == "cpu"
+    assert choose_device(None).split(":")[0] in ("cpu", "cuda", "mps")
+
+
+def test_denoising_on_a_cpu_loads_no_torch():
+    code = (
+        "import sys, numpy as np, dn_core; dn_core.denoise(np.random.default_rng(0).random((32, 32), 'f4'), device='cpu'); "
+        "assert 'torch' not in sys.modules, 'torch'; assert 'skimage' not in sys.modules, 'skimage'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
