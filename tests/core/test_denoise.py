@@ -66,6 +66,11 @@ LAYOUTS = {
 }
 
 
+def windowed(array):
+    padded = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, 4)])
+    return np.lib.stride_tricks.sliding_window_view(padded, array.shape)[(0,) * array.ndim]
+
+
 def unaligned(array):
     record = np.zeros(array.shape, np.dtype([("pad", "u1"), ("value", array.dtype)]))
     record["value"] = array
@@ -425,19 +430,12 @@ def test_steps_count_tiles_and_end_with_the_result():
 
 
 def test_closing_the_steps_stops_the_work():
-    computed = []
-
-    class Counting(np.ndarray):
-        def __getitem__(self, index):
-            computed.append(index)
-            return super().__getitem__(index)
-
-    steps = denoise_steps(picture((50, 40, 40)), RESIDUAL, out=np.empty((50, 40, 40), "f4"))
-    first = next(steps)
+    out = np.zeros((50, 40, 40), "f4")
+    steps = denoise_steps(picture((50, 40, 40)) + 1, RESIDUAL, out=out)
+    assert next(steps).done == 1
     steps.close()
-    assert first.done == 1
-    with pytest.raises(StopIteration):
-        next(steps)
+    assert out[0].all()
+    assert not out[1:].any()
 
 
 @given(data=st.data())
@@ -489,7 +487,7 @@ def test_out_of_memory_halves_the_tile_then_falls_back_to_the_cpu_with_one_warni
 
     def engine(checkpoint, device, precision):
         asked.append(device)
-        real = denoise_module.TileTooLargeError and original(checkpoint, "cpu", precision)
+        real = original(checkpoint, "cpu", precision)
         return FullDevice(real, limit) if device == "cuda" else real
 
     original = denoise_module.build_engine
