@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import functools
 import importlib.metadata
@@ -286,6 +285,8 @@ def measure_quality(options: argparse.Namespace) -> dict[str, Any]:
     found = {"images": [len(set12), len(set14)], "set12": measure_set12(set12, options.models, peers)}
     found["peers"] = check_peers(found["set12"], peers, len(set12))
     found["bfloat16"] = {name: measure_bfloat16(set12, name) for name in options.models}
+    found["told"] = [name for name in options.models if dn_core.load_model(name).config.noise_map]
+    found["engine"] = dn_core.engine_name(options.models[0], "cpu", np.uint8)
     found["set14"] = measure_set14(set14, options.models, options.quick)
     return found
 
@@ -755,35 +756,47 @@ def quality_page(found: dict[str, Any]) -> str:
         for row in found["peers"]
     ]
     worst = max(abs(difference(row)) for row in found["peers"])
-    verdict = "All are" if worst <= TOLERANCE else "**Not all are**"
-    losses = [f"{name} {v['float32'] - v['default']:.3f} dB ({v['float32']:.2f} to {v['default']:.2f})" for name, v in found["bfloat16"].items()]
+    verdict = "all are" if worst <= TOLERANCE else "**not all are**"
+    losses = [
+        f"{name} {scores['float32'] - scores['default']:.3f} dB ({scores['float32']:.2f} to {scores['default']:.2f})"
+        for name, scores in found["bfloat16"].items()
+    ]
     return f"""\
 ## Quality
 
-Gaussian noise, Set12 ({found["images"][0]} images): y = x + sigma/255 * N(0, 1) from one `numpy.random.default_rng(0)` per sigma for the whole
-set, y neither clipped nor rounded, result clipped to 0..1. PSNR (dB, peak 1) / SSIM (`structural_similarity`, Gaussian window of sigma 1.5,
-population covariance), mean over images. Ours in float32.
+Gaussian noise, Set12 ({found["images"][0]} images): y = x + sigma/255 * N(0, 1) from one `numpy.random.default_rng(0)` per sigma for
+the whole set, y neither clipped nor rounded, result clipped to 0..1. PSNR (dB, peak 1) / SSIM (`structural_similarity`, Gaussian window
+of sigma 1.5, population covariance), mean over images. Ours in float32.
 
 {table(["method", *(f"sigma {sigma}" for sigma in SIGMAS)], rows)}
 
-Our models, DnCNN-B and DnCNN-3 are blind; DnCNN-S is a network for each sigma; FFDNet, NLM and TV are told sigma. NLM: scikit-image, fast mode,
-patch 7, distance 11, h = {NLM_STRENGTH} sigma. TV: Chambolle, weight = {TV_STRENGTH} sigma, eps {TV["eps"]:g}. The noisy images are not clipped for PSNR.
+DnCNN-B and DnCNN-3 are blind{told(found["told"])}; DnCNN-S is a network for each sigma; FFDNet, NLM and TV are told sigma. NLM:
+scikit-image, fast mode, patch 7, distance 11, h = {NLM_STRENGTH} sigma. TV: scikit-image, Chambolle, weight = {TV_STRENGTH} sigma (from
+training photographs), eps {TV["eps"]:g}, at most {TV["max_num_iter"]} iterations. The noisy images are not clipped for PSNR.
 
-The peers, rebuilt from their weights, beside their published figures: {verdict.lower()} within {TOLERANCE} dB (largest difference {worst:.3f} dB).
+The peers, rebuilt from their weights, beside their published figures (where there is none, or not all images were used: beside those in
+their `peers.json`): {verdict} within {TOLERANCE} dB, the largest difference is {worst:.3f} dB.
 
 {table(["peer", "sigma", "measured", "expected", "difference"], checks)}
 
-Loss of the default precision for 8-bit images against float32, sigma 25, noisy images and results rounded to 8 bits: {"; ".join(losses)}.
+Lost by the default precision for 8-bit images ({found["engine"]}) against float32, sigma 25, noisy images and results
+rounded to 8 bits: {"; ".join(losses)}.
 
 {set14_page(set14, found["images"][1])}"""
+
+
+def told(models: list[str]) -> str:
+    """Which of our models know the noise, if any."""
+    return f", and so are our models but {', '.join(models)}" if models else ", and so are our models"
 
 
 def set14_page(set14: dict[str, Any], count: int) -> str:
     """Poisson and Poisson-Gaussian noise."""
     text = f"""\
-Poisson noise y = P(peak * x) / peak and Poisson-Gaussian noise y = (P(peak * x) + N(0, sigma^2)) / peak, Set14 ({count} images) in grey, one
-`torch.Generator` with seed 0 per level: PSNR (dB), result clipped to 0..1. NLM and TV stand behind the generalised Anscombe transform with the
-closed-form approximation of its exact unbiased inverse, and are told peak and sigma; our models are told nothing. "Gain" is against NLM."""
+Poisson noise y = P(peak * x) / peak and Poisson-Gaussian noise y = (P(peak * x) + N(0, sigma^2)) / peak, Set14 ({count} images) in
+grey, one `torch.Generator` with seed 0 per level: PSNR (dB), result clipped to 0..1, the noisy images not. NLM and TV stand behind the
+generalised Anscombe transform with the closed-form approximation of its exact unbiased inverse, and are told peak and sigma. "Gain" is
+against NLM."""
     for title, mixed in (("Poisson, peak", False), ("Poisson-Gaussian, sigma/peak", True)):
         levels = [level for level in set14["noisy"] if ("/" in level) == mixed]
         rows = [[name, *(f"{scores[level]:.2f}" for level in levels)] for name, scores in set14.items()]
@@ -818,8 +831,9 @@ def speed_page(rows: list[dict[str, Any]]) -> str:
     return f"""\
 ## Speed
 
-One {SPEED_SIDE} x {SPEED_SIDE} 8-bit image to an 8-bit image, all variants interleaved in one process, two rounds to warm up. torch means plain torch:
-float32, channels first, default allocator. OpenVINO means the peer's graph in the engine and settings that `dn_core` uses. NLM and TV use one core.
+One {SPEED_SIDE} x {SPEED_SIDE} 8-bit image to an 8-bit image, all variants interleaved in one process, two rounds to warm up. torch means
+plain torch: channels first, default allocator. OpenVINO means the peer's graph in the engine and with the settings that `dn_core` uses. NLM
+and TV use one core.
 
 {table(header, lines)}"""
 
@@ -831,8 +845,8 @@ def cold_page(found: dict[str, Any]) -> str:
     return f"""\
 ## Cold start
 
-`dn-resnet denoise small.tif -o out.tif`, {SPEED_SIDE} x {SPEED_SIDE}, 8 bit, in a fresh process: median of {found["runs"]} runs, in ms. The pieces come from
-a process that does the same step by step. "model and engine" is what the first image takes longer than the second.
+`dn-resnet denoise small.tif -o out.tif`, {SPEED_SIDE} x {SPEED_SIDE}, 8 bit, in a fresh process: median of {found["runs"]} runs, in ms.
+The pieces come from a process that does the same step by step. "model and engine" is what the first image takes longer than the second.
 
 {table(["piece", "ms"], rows)}
 
@@ -848,19 +862,21 @@ def memory_page(found: dict[str, Any]) -> str:
         for row in found["zarr"]
     ]
     height, width = memmap["shape"]
+    start, tiles = found["start"], found["zarr"][0]["tiles"]
     return f"""\
 ## Memory
 
-Peak resident memory (MB) of a process that denoises one 8-bit image. The interpreter with numpy alone has {found["start"]["numpy"]:.0f} MB, with torch
-{found["start"]["torch"]:.0f} MB. `dn_core` cuts images into tiles; torch computes them whole.
+Peak resident memory (MB) of a process that denoises one 8-bit image. The interpreter with numpy alone has {start["numpy"]:.0f} MB, with
+torch {start["torch"]:.0f} MB. `dn_core` cuts images into tiles; plain torch computes them whole.
 
 {table(["method", "computed by", "512 x 512", "2048 x 2048"], rows)}
 
-A {height:,} x {width:,} uint16 memory map denoised into another by {found["model"]} ({memmap["tiles"]} tiles, {memmap["seconds"]:.0f} s): peak **{memmap["peak"]:.0f} MB**
-above the {memmap["before"]:.0f} MB of the interpreter with torch and the library loaded. Of that the pages of the two maps, which the system can take back,
-are up to {2 * 2 * height * width / 1e6:.0f} MB; memory of the process's own is {memmap["own"]:.0f} MB.
+A {height:,} x {width:,} uint16 memory map denoised into another by {found["model"]} ({memmap["tiles"]} tiles, {memmap["seconds"]:.0f} s):
+peak **{memmap["peak"]:.0f} MB** above the {memmap["before"]:.0f} MB of the interpreter with torch and the library loaded. Up to
+{2 * 2 * height * width / 1e6:.0f} MB of that are pages of the two maps, which the system can take back; {memmap["own"]:.0f} MB are the
+process's own.
 
-OME-Zarr read lazily, {found["zarr"][0]["tiles"]} tiles through `denoise_steps` (uint16, chunks of 512 x 512, sparse on disk), resident MB:
+OME-Zarr read lazily, the first {tiles} tiles through `denoise_steps` (uint16, chunks of 512 x 512, sparse on disk), resident MB:
 
 {table(["image", "before", "after a quarter of the tiles", "at the end", "peak"], lazy)}"""
 
@@ -926,7 +942,8 @@ def difference(row: dict[str, Any]) -> float:
 
 def label(name: str) -> str:
     """A method's name as the field writes it."""
-    return {"noisy": "noisy image", "dncnn_s25": "DnCNN-S", "ffdnet_gray": "FFDNet", "DnCNN-S": "DnCNN-S (one for each sigma)"}.get(name, name)
+    labels = {"noisy": "noisy image", "dncnn_s25": "DnCNN-S", "ffdnet_gray": "FFDNet", "DnCNN-S": "DnCNN-S (one for each sigma)"}
+    return labels.get(name, name)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

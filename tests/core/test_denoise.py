@@ -19,6 +19,7 @@ from small_models import CONFIGS, small_model
 
 import dn_core
 from dn_core.inference import denoise as denoise_module
+from dn_core.inference import planes
 from dn_core.inference.denoise import denoise, denoise_steps
 from dn_core.inference.engines import TileTooLargeError
 
@@ -306,6 +307,28 @@ def test_zarr_gives_zarr(shape, dtype):
     assert isinstance(result, zarr.Array)
     assert result.chunks == source.chunks
     np.testing.assert_allclose(result[...], denoise(image, RESIDUAL, tile=32), atol=1 if dtype[0] == "u" else 1e-4)
+
+
+class OnDisk:
+    """An array on disk of some other library, such as h5py: only ever read in parts."""
+
+    def __init__(self, array, chunks):
+        self.array, self.chunks, self.largest = array, chunks, 0
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, index):
+        part = self.array[index]
+        self.largest = max(self.largest, part.size)
+        return part
+
+
+def test_arrays_on_disk_are_read_in_parts(monkeypatch):
+    monkeypatch.setattr(planes, "BLOCK_PIXELS", 64 * 64)
+    image = picture((2, 300, 310), "u2")
+    source = OnDisk(image, (1, 64, 50))
+    result = denoise(source, RESIDUAL, tile=40)
+    np.testing.assert_array_equal(result, denoise(image, RESIDUAL, tile=40))
+    assert source.largest < 80 * 80 + 1
 
 
 @pytest.mark.parametrize("model", [RESIDUAL, DIRECT], ids=["residual", "direct"])

@@ -377,14 +377,14 @@ def _precision(asked: Precision | None, dtype: np.dtype[Any]) -> Precision:
 
 
 def _as_array(image: Any) -> Any:
-    """What can be sliced plane by plane: a zarr array as it is, everything else as numpy."""
+    """What can be sliced window by window: arrays on disk (zarr, h5py, `ImageFile.source`) as they are, everything else as numpy."""
     if isinstance(image, (str, Path)):
         check_dtype(np.dtype(np.str_))
     if isinstance(image, np.ma.MaskedArray):
         raise TypeError("image is a masked array, whose mask would be lost; a plain array is expected. Use image.filled(value).")
     if hasattr(image, "__cuda_array_interface__"):
         raise TypeError("image lives on a GPU; a numpy array or a torch tensor is expected. Use image.get(), or torch.from_dlpack(image).")
-    if _kind(image) == "zarr":
+    if _kind(image) in ("zarr", "chunked"):
         check_dtype(np.dtype(image.dtype))
         return image
     try:
@@ -401,7 +401,7 @@ def _target(image: Any, source: Any, out: Any) -> Any:
     """Where the result goes: `out`, or a new array of the image's kind."""
     shape, dtype = tuple(source.shape), np.dtype(source.dtype)
     if out is not None:
-        if tuple(out.shape) != shape or np.dtype(out.dtype) != dtype:
+        if tuple(out.shape) != shape or np.dtype(out.dtype).newbyteorder("=") != dtype.newbyteorder("="):
             raise ValueError(f"out is {out.dtype} {tuple(out.shape)}; {dtype} {shape}, as the image, is expected. Make it with these.")
         if isinstance(out, np.ndarray) and isinstance(source, np.ndarray) and np.may_share_memory(out, source):
             raise ValueError(
@@ -459,9 +459,13 @@ def _to_torch(array: NDArray[Any], like: Any) -> Any:
 
 
 def _kind(image: Any) -> str:
-    """Which library an array comes from, without importing any of them."""
+    """Which library an array comes from, without importing any of them; "chunked" is any other array on disk."""
     root = type(image).__module__.split(".")[0]
-    return root if root in ("dask", "zarr", "torch", "xarray") and hasattr(image, "shape") else "numpy"
+    if not (hasattr(image, "shape") and hasattr(image, "dtype")):
+        return "numpy"
+    if root in ("dask", "zarr", "torch", "xarray"):
+        return root
+    return "chunked" if hasattr(image, "chunks") else "numpy"
 
 
 @functools.lru_cache(maxsize=8)

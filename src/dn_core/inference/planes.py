@@ -29,8 +29,8 @@ __all__ = [
 
 NonFinite = Literal["raise", "fill"]
 
-# Rows are read in bands of about this many pixels, so that statistics of a huge plane need little memory.
-BAND_PIXELS = 2**22
+# Statistics are taken from blocks of about this many pixels, so that a huge plane needs little memory.
+BLOCK_PIXELS = 2**21
 # A pixel that is not finite is replaced by the mean of the finite ones this near, while the network runs.
 FILL_RADIUS = 3
 # Beyond this range float32 arithmetic would overflow or lose digits; such planes are scaled by a power of two.
@@ -163,29 +163,37 @@ def find_axes(shape: tuple[int, ...], channel_axis: int | None, alpha: bool | No
 
 
 def statistics(source: Any, plane: Plane) -> Statistics:
-    """Range, mean and non-finite pixels of one plane, read band by band."""
-    height, width = plane.axes.plane_shape
-    band = max(1, BAND_PIXELS // width)
-    low, high, total, bad, first = math.inf, -math.inf, 0.0, 0, None
-    for top in range(0, height, band):
-        pixels = np.asarray(source[plane.index(slice(top, min(top + band, height)), slice(0, width))])
-        if pixels.dtype.kind == "f":
-            finite = np.isfinite(pixels)
-            missing = pixels.size - int(np.count_nonzero(finite))
-            if missing:
-                if first is None:
-                    row, column = np.argwhere(~finite)[0]
-                    first = (top + int(row), int(column))
-                bad += missing
-                pixels = pixels[finite]
+    """Range, mean and non-finite pixels of one plane, read block by block."""
+    low, high, bad, first = math.inf, -math.inf, 0, None
+    means, counts = [], []
+    for rows, columns in _blocks(source, plane):
+        pixels = np.asarray(source[plane.index(rows, columns)])
+        if pixels.dtype.kind == "f" and not (finite := np.isfinite(pixels)).all():
+            bad += pixels.size - int(np.count_nonzero(finite))
+            row, column = np.argwhere(~finite)[0]
+            found = (rows.start + int(row), columns.start + int(column))
+            first = found if first is None else min(first, found)
+            pixels = pixels[finite]
         if pixels.size:
             low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
-            with np.errstate(over="ignore"):
-                total += float(pixels.mean(dtype=np.float64)) * (pixels.size / (height * width))
-    if not math.isfinite(low):
-        low = high = 0.0
-    mean = total * (height * width) / max(height * width - bad, 1)
+            means.append(float(pixels.astype(np.float64).mean()))
+            counts.append(pixels.size)
+    if not counts:
+        return Statistics(0.0, 0.0, 0.0, bad, first)
+    total = sum(counts)
+    mean = math.fsum(value * (count / total) for value, count in zip(means, counts, strict=True))
     return Statistics(low, high, min(max(mean, low), high) if math.isfinite(mean) else low / 2 + high / 2, bad, first)
+
+
+def _blocks(source: Any, plane: Plane) -> Iterator[tuple[slice, slice]]:
+    """Blocks of about `BLOCK_PIXELS` that cover a plane, along the chunks of an array that has some: each is then decoded once."""
+    height, width = plane.axes.plane_shape
+    chunks = getattr(source, "chunks", None)
+    chunk_rows, chunk_columns = (chunks[axis] for axis in plane.axes.spatial) if chunks else (1, width)
+    columns = min(width, chunk_columns * max(1, BLOCK_PIXELS // (chunk_rows * chunk_columns)))
+    rows = min(height, chunk_rows * max(1, BLOCK_PIXELS // (chunk_rows * columns)))
+    for top, left in itertools.product(range(0, height, rows), range(0, width, columns)):
+        yield slice(top, min(top + rows, height)), slice(left, min(left + columns, width))
 
 
 def read_window(source: Any, plane: Plane, window: tuple[slice, slice], found: Statistics) -> NDArray[Any]:
