@@ -1,12 +1,14 @@
 """``dn-resnet``: the command line. Thin: it parses, draws bars and says what went wrong.
 
-Exit codes: 0 all done, 1 some inputs failed (they are named), 2 wrong usage, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+Exit codes: 0 all done, 1 some inputs failed (they are named), 2 wrong usage, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. A reader of the
+output that goes away, as ``head`` does, is no failure.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import warnings
@@ -14,11 +16,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from dn_core.files import ImageFile
 
 __all__ = ["app", "main"]
 
@@ -30,7 +36,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_console = Console(stderr=True, highlight=False)
+
+# The base of all complaints about usage; typer has its own copy of click in new versions and none in old ones.
+_USAGE_ERROR: type[Any] = typer.BadParameter.__bases__[0]
+# What a bad file or a full machine raises; RuntimeError is how engines say that they cannot go on.
+_FAILURES = (ValueError, TypeError, OSError, MemoryError, RuntimeError, ArithmeticError)
+_IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".zarr")
+_WIDE = 250  # columns of a table that no terminal shows: nothing is wrapped
+
+
+class _Messages(Console):
+    """Messages on standard error. A reader who goes away does not end the work."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+class _TrainCommand(TyperCommand):
+    """Its help ends with the recipes there are, which are looked up only then."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from dn_core.training.recipes import recipe_names
+
+        self.epilog = f"Shipped recipes: {', '.join(recipe_names())}."
+        super().format_epilog(ctx, formatter)
+
+
+_console = _Messages(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +90,36 @@ def denoise(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Denoise images; shape, data type, axes, pixel size and channel names stay as they are."""
-    from dn_core import files
     from dn_core.inference.denoise import load_model
 
     with _explained(debug):
-        jobs = _jobs(files.image_paths(inputs), output)
-        if compare is not None and len(jobs) > 1:
-            raise ValueError(f"--compare takes one picture, {len(jobs)} inputs came. Name one input.")
+        sources, absent = _sources(inputs, output)
+        several = len(sources) + len(absent) > 1
+        if compare is not None and several:
+            raise ValueError(f"--compare takes one picture, {len(sources) + len(absent)} inputs came. Name one input.")
+        if absent and (debug or not several):
+            raise absent[0]
         loaded = load_model(model)
         options = {"amount": amount, "noise": noise, "device": device, "tile": tile, "nonfinite": nonfinite}
-    failed = 0
+        jobs = _jobs(sources, output, several=several)
+        if compare is not None:
+            _check_comparison(compare, jobs[0], overwrite)
+    for problem in absent:
+        _say(_sentence(problem))
+    failed = len(absent)
     for job in jobs:
         try:
             with _bar(job.source.name) as advance:
                 _denoise_file(job, loaded, options, channel_axis, missing, compare, overwrite, advance)
-        except (ValueError, TypeError, OSError, MemoryError) as error:
+        except _FAILURES as error:
             if debug:
                 raise
             failed += 1
             _say(f"{job.source}: {_sentence(error)}")
     if failed:
-        if len(jobs) > 1:
-            _say(f"{len(jobs) - failed} of {len(jobs)} images denoised, {failed} failed (named above).")
+        if several:
+            total = len(jobs) + len(absent)
+            _say(f"{total - failed} of {total} images denoised, {failed} failed (named above).")
         raise typer.Exit(1)
 
 
@@ -101,12 +141,17 @@ def models(
             weights = sum(value.size for value in checkpoint.weights.values())
             name = f"{entry.name} (default)" if entry.name == registry.default_name() else entry.name
             table.add_row(name, f"{weights:,}", f"{entry.bytes / 1000:.0f}", checkpoint.card.noise, checkpoint.card.description)
-    Console().print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-@app.command()
+@app.command(cls=_TrainCommand)
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see --help's end) or a TOML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (named below) or a TOML file.")],
     data: Annotated[Path, typer.Option(help="Folder of clean images.")],
     out: Annotated[Path, typer.Option(help="Folder for the model and the state to resume from.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Scale the recipe to this many steps.")] = None,
@@ -132,7 +177,9 @@ def train(
         bank = load_bank(data, smallest=max(phase.patch for phase in loaded.phases), skip_bad=skip_bad)
         for item in bank.skipped:
             _say(f"skipped {item.path}: {item.reason}")
-        _say(f"{loaded.name}: {len(bank.images)} images, {len(bank.held_out)} held out, {loaded.steps} steps")
+        _say(
+            f"{loaded.name}: {len(bank.images)} images, {len(bank.held_out)} held out, {len(bank.skipped)} files skipped, {loaded.steps} steps"
+        )
         with _bar("training") as advance, contextlib.closing(fit(loaded, bank, out, device=device, allow=tuple(allow or ()))) as progress:
             for step in progress:
                 advance(step.done, step.total)
@@ -148,19 +195,31 @@ def train(
 
 def main() -> None:
     """Run the command line, with signals and pipes handled as a shell expects."""
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    sys.stderr.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     warnings.showwarning = _show_warning
     _stop_on_signals()
+    command = typer.main.get_command(app)
     try:
-        app(standalone_mode=False)
+        # Not command(): that turns Ctrl-C and closed pipes into codes of its own.
+        with command.make_context("dn-resnet", sys.argv[1:]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
+    except _USAGE_ERROR as error:
+        error.show()
+        sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        _say(f"{type(error).__name__}: {_sentence(error)} (--debug shows where)")
+        sys.exit(1)
 
 
 def _denoise_file(
@@ -180,9 +239,8 @@ def _denoise_file(
         for note in image.notes:
             _say(f"{job.source.name}: {note}")
         files.check_output(job.target, image, overwrite=overwrite)
-        axis = image.channel_axis if channel_axis is None else channel_axis
         with files.create_image(job.target, image, overwrite=overwrite) as target:
-            steps = denoise_steps(image.source, model, channel_axis=axis, alpha=image.alpha, out=target, **options)
+            steps = denoise_steps(image.source, model, **_channels(image, channel_axis), out=target, **options)
             with contextlib.closing(steps):
                 for step in steps:
                     advance(step.done, step.total)
@@ -192,21 +250,65 @@ def _denoise_file(
                 write_comparison(compare, image.source, target, image.axes)
 
 
-def _jobs(sources: list[Path], output: Path) -> list[_Job]:
+def _channels(image: ImageFile, channel_axis: int | None) -> dict[str, Any]:
+    """Which axis holds channels and whether the last of them is alpha, as the user or else the file says."""
+    if channel_axis is not None and channel_axis % len(image.axes) != image.channel_axis:
+        return {"channel_axis": channel_axis, "alpha": None}
+    if image.channel_axis is None and len(image.axes) > 2 and "Q" not in image.axes:
+        # The file says that there are no channels: without an axis, an image 3 or 4 pixels wide would be taken for RGB. Planes are
+        # denoised one by one, whatever the axis they lie along is called.
+        return {"channel_axis": 0, "alpha": False}
+    return {"channel_axis": image.channel_axis, "alpha": image.alpha if image.rgb else None if image.channel_axis is None else False}
+
+
+def _sources(inputs: list[str], output: Path) -> tuple[list[Path], list[OSError]]:
+    """The images that the inputs stand for, and what is wrong with inputs that stand for none.
+
+    Results of an earlier run, in an output folder inside an input folder, are no inputs.
+    """
+    from dn_core import files
+
+    there, absent = [], []
+    for given in inputs:
+        try:
+            files.image_paths([given])
+        except OSError as error:
+            absent.append(error)
+        else:
+            there.append(given)
+    named = {Path(os.path.abspath(given)) for given in there}
+    results = Path(os.path.abspath(output))
+    paths = [(path, Path(os.path.abspath(path))) for path in files.image_paths(there)]
+    return [path for path, whole in paths if whole in named or results in named or results not in whole.parents], absent
+
+
+def _jobs(sources: list[Path], output: Path, *, several: bool) -> list[_Job]:
     """A file for one input; a folder, made if it is not there, for several or where a folder is named."""
-    if len(sources) == 1 and not output.is_dir() and output.suffix:
+    ending = output.suffix.lower()
+    if not several and sources and (ending == ".zarr" or (ending and not output.is_dir())):
         return [_Job(sources[0], output)]
-    if len(sources) == 1 and output.suffix == ".zarr":
-        return [_Job(sources[0], output)]
-    if output.suffix and not output.is_dir():
+    if ending == ".zarr" or (ending in _IMAGE_ENDINGS and not output.is_dir()):
         raise ValueError(f"{len(sources)} inputs came, and {output} is a file name; a folder is expected for several. Name a folder.")
-    output.mkdir(parents=True, exist_ok=True)
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"several inputs are named {', '.join(twice[:5])}; their results would replace each other. Denoise their folders one by one."
         )
+    output.mkdir(parents=True, exist_ok=True)
     return [_Job(source, output / source.name) for source in sources]
+
+
+def _check_comparison(path: Path, job: _Job, overwrite: bool) -> None:
+    """Refuse, before anything is computed, a before/after picture that cannot or must not be written."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--compare is {path}; a name that ends in .png is expected. Change it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(2, "the folder of the before/after picture is missing; create it first", str(path.parent))
+    taken = [Path(os.path.realpath(other)) for other in (job.source, job.target)]
+    if Path(os.path.realpath(path)) in taken:
+        raise ValueError(f"--compare is {path}, which is the input or the output; a file of its own is expected. Change it.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(17, "the before/after picture exists; choose another name, or allow overwriting it", str(path))
 
 
 @contextlib.contextmanager
@@ -223,21 +325,26 @@ def _explained(debug: bool) -> Iterator[None]:
     """An error as one sentence and exit code 1 (2 for a wrong use) instead of a traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, MemoryError, FloatingPointError) as error:
-        if debug:
+    except typer.Exit:
+        raise
+    except _FAILURES as error:
+        if debug or isinstance(error, BrokenPipeError):
             raise
         _say(_sentence(error))
         raise typer.Exit(1) from None
 
 
 def _sentence(error: BaseException) -> str:
+    """The message, on one line, with options named as they are here and not as arguments of functions."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
-    return str(error) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"\b(nonfinite|missing|device)=(['\"])([\w:]+)\2", r"--\1 \3", text)
 
 
 def _say(text: str) -> None:
-    _console.print(text.encode("utf-8", "replace").decode(), markup=False, soft_wrap=True)
+    with contextlib.suppress(BrokenPipeError):
+        _console.print(text.encode("utf-8", "replace").decode(), markup=False, soft_wrap=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

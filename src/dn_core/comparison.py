@@ -30,7 +30,8 @@ def write_comparison(path: str | Path, before: Any, after: Any, axes: str) -> No
 
     index = _view(tuple(before.shape), axes)
     pictures = [_as_rows(np.asarray(array[index]), axes) for array in (before, after)]
-    low, high = np.nanpercentile(np.where(np.isfinite(pictures[0]), pictures[0], np.nan), (0.2, 99.8))
+    finite = pictures[0][np.isfinite(pictures[0])]
+    low, high = np.percentile(finite.astype(np.float64), (0.2, 99.8)) if finite.size else (0.0, 1.0)
     shown = [_to_bytes(picture, float(low), float(high)) for picture in pictures]
     gap = np.full((shown[0].shape[0], GAP, *shown[0].shape[2:]), 255, np.uint8)
     with replaced_file(Path(path)) as temporary:
@@ -54,5 +55,8 @@ def _as_rows(picture: NDArray[Any], axes: str) -> NDArray[Any]:
 
 
 def _to_bytes(picture: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    scaled = (np.nan_to_num(picture.astype(np.float64)) - low) * (255 / max(high - low, 1e-12))
-    return np.clip(scaled, 0, 255).astype(np.uint8)
+    """Pixels without a value are black, infinite ones black or white."""
+    values = np.nan_to_num(picture.astype(np.float64), nan=low, posinf=high, neginf=low)
+    if high <= low:  # a constant picture is grey, whatever it is made of
+        return np.full(values.shape, 127, np.uint8)
+    return np.rint((np.clip(values, low, high) - low) / (high - low) * 255).astype(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = ["Bank", "Skipped", "load_bank", "to_grey"]
 
 # MATLAB's rgb2gray, the rule of the field's grey test sets; Pillow's "L" differs by one grey value here and there.
 GREY = (0.298936, 0.587043, 0.114021)
+NAMED = 20  # bad files named in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,12 @@ class Bank:
         if kinds - {np.dtype(np.uint8), np.dtype(np.uint16)} or len(kinds) > 1:
             raise ValueError(
                 f"the images have dtypes {sorted(map(str, kinds))}; all uint8 or all uint16 is expected. Convert them to one kind."
+            )
+        if shapes := [image.shape for image in (*self.images, *self.held_out) if image.ndim != 2]:
+            raise ValueError(f"an image has shape {shapes[0]}; (height, width) is expected. Give the planes of a stack one by one.")
+        if pairs := _equal_pairs(self.held_out, self.images):
+            raise ValueError(
+                f"held-out image {pairs[0][0]} equals training image {pairs[0][1]}; none in both is expected. Remove one of the two."
             )
 
     @cached_property
@@ -100,7 +108,7 @@ def load_bank(folder: str | Path, *, smallest: int = 64, hold_out: int = 50, ski
     smallest
         Images with a side below this, the largest patch, cannot be used.
     hold_out
-        Every `hold_out`-th image is kept out of training (none where there are fewer than 4 images).
+        Every `hold_out`-th image, 2 or more, is kept out of training (none where there are fewer than 4 images).
     skip_bad
         Whether to go on without unusable files, which are listed in `Bank.skipped`.
 
@@ -109,11 +117,15 @@ def load_bank(folder: str | Path, *, smallest: int = 64, hold_out: int = 50, ski
     FileNotFoundError
         When there is no such folder or no image in it.
     ValueError
-        When files are unusable (all are named) and `skip_bad` is false, or when the images are of several kinds.
+        When files are unusable (they are named) and `skip_bad` is false, when the images are of several kinds, or when a held-out image
+        is also among the others.
     """
+    if isinstance(hold_out, bool) or not isinstance(hold_out, int) or hold_out < 2:
+        raise ValueError(f"hold_out is {hold_out!r}; a whole number of 2 or more is expected. Change hold_out.")
     root = Path(folder)
     paths = files.image_paths([root])
     images: list[NDArray[Any]] = []
+    origins: list[Path] = []
     skipped: list[Skipped] = []
     for path in paths:
         try:
@@ -122,14 +134,23 @@ def load_bank(folder: str | Path, *, smallest: int = 64, hold_out: int = 50, ski
             skipped.append(Skipped(path, str(error)))
         else:
             images.extend(planes)
+            origins.extend([path] * len(planes))
     if skipped and not skip_bad:
-        listed = "; ".join(f"{item.path.name}: {item.reason}" for item in skipped[:5])
+        more = [f"and {len(skipped) - NAMED} more"] if len(skipped) > NAMED else []
+        listed = "; ".join([*(f"{item.path.name}: {item.reason}" for item in skipped[:NAMED]), *more])
         raise ValueError(
             f"{len(skipped)} of {len(paths)} files in {root} cannot be trained on ({listed}). Remove them, or skip them with --skip-bad."
         )
     every = min(hold_out, len(images)) if len(images) >= 4 else len(images) + 1
-    kept = tuple(image for index, image in enumerate(images) if (index + 1) % every)
-    return Bank(kept, tuple(images[every - 1 :: every]), tuple(skipped))
+    kept = [index for index in range(len(images)) if (index + 1) % every]
+    held = range(every - 1, len(images), every)
+    if pairs := _equal_pairs([images[index] for index in held], [images[index] for index in kept]):
+        twins = f"{origins[held[pairs[0][0]]].name} and {origins[kept[pairs[0][1]]].name}"
+        raise ValueError(
+            f"{len(pairs)} held-out images are also among the training ones ({twins} have the same pixels); each is expected once. "
+            "Remove the copies."
+        )
+    return Bank(tuple(images[index] for index in kept), tuple(images[index] for index in held), tuple(skipped))
 
 
 def to_grey(image: NDArray[Any]) -> NDArray[Any]:
@@ -138,9 +159,24 @@ def to_grey(image: NDArray[Any]) -> NDArray[Any]:
     return grey
 
 
+def _equal_pairs(some: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
+    """Indices of images of equal content; a few pixels are compared first, all of them only where those agree."""
+
+    def digest(image: NDArray[Any]) -> tuple[tuple[int, ...], bytes]:
+        return image.shape, image[::16, ::16].tobytes()
+
+    if not some:
+        return []
+    found: dict[tuple[tuple[int, ...], bytes], list[int]] = {}
+    for index, image in enumerate(others):
+        found.setdefault(digest(image), []).append(index)
+    candidates = ((first, second) for first, image in enumerate(some) for second in found.get(digest(image), ()))
+    return [(first, second) for first, second in candidates if np.array_equal(some[first], others[second])]
+
+
 def _usable_planes(path: Path, smallest: int) -> list[NDArray[Any]]:
     image = files.read_image(path)
-    pixels = to_grey(image.pixels) if image.rgb else image.pixels
+    pixels = _grey_planes(image)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"it is {pixels.dtype}, uint8 or uint16 is expected")
     if min(pixels.shape[-2:]) < smallest:
@@ -149,6 +185,19 @@ def _usable_planes(path: Path, smallest: int) -> list[NDArray[Any]]:
     if any(plane.min() == plane.max() for plane in planes):
         raise ValueError("it has a constant plane, an image is expected")
     return planes
+
+
+def _grey_planes(image: files.ImageFile) -> NDArray[Any]:
+    """``(..., height, width)``: colours made grey, alpha left out, other samples and channels as planes of their own."""
+    pixels = image.pixels
+    if not {"Y", "X"} <= set(image.axes):
+        return pixels
+    rows, columns = image.axes.index("Y"), image.axes.index("X")
+    if not image.rgb:
+        return np.moveaxis(pixels, (rows, columns), (-2, -1))
+    pixels = np.moveaxis(pixels, (rows, columns, image.axes.index("S")), (-3, -2, -1))
+    intensities = pixels.shape[-1] - int(image.alpha)
+    return to_grey(pixels) if intensities == 3 else np.moveaxis(pixels[..., :intensities], -1, -3)
 
 
 def _turned(patch: NDArray[Any], which: int) -> NDArray[Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, read_tensors, save_checkpoint, write_tensors
+from dn_core.inference.engines import choose_device
 from dn_core.networks import DnResNet
 from dn_core.noise import Noise, Noisy, noise_from_dict
 from dn_core.training.bank import Bank, load_bank
@@ -67,8 +68,9 @@ def fit(
 ) -> Generator[TrainProgress]:
     """Train `recipe` on `bank`; the model appears as ``out/<recipe.name>.safetensors``.
 
-    The state in ``out/state.safetensors`` is saved every `save_seconds`, at the end of each epoch and when the generator is closed. A
-    run found there goes on where it was; on the CPU with the same number of threads its weights are those of an uninterrupted one.
+    The state in ``out/state.safetensors`` is saved every `save_seconds`, at the end of each epoch and when the generator is closed or
+    fails between two changes of the weights. A run found there goes on where it was; on the CPU with the same number of threads its
+    weights are those of an uninterrupted one.
 
     Parameters
     ----------
@@ -83,8 +85,11 @@ def fit(
     ValueError
         When images are smaller than the recipe's patches, or `out` holds the state of another recipe, other data or another precision.
     FloatingPointError
-        When the loss is not finite; the last good state stays.
+        When the loss or its gradient is not finite; the last good state stays.
     """
+    choose_device(device)
+    if precision not in ("auto", "bfloat16", "float32"):
+        raise ValueError(f"precision is {precision!r}; 'auto', 'bfloat16' or 'float32' is expected. Change precision.")
     largest = max(phase.patch for phase in recipe.phases)
     if (smallest := min(min(image.shape) for image in bank.images)) < largest:
         raise ValueError(
@@ -101,7 +106,9 @@ def fit(
     try:
         yield from _steps(run, folder / STATE_FILE, save_seconds)
     finally:
-        run.save(folder / STATE_FILE)
+        # A signal may come amid a change of the weights; then what was saved before stays.
+        if run.whole:
+            run.save(folder / STATE_FILE)
     path = folder / f"{recipe.name}.safetensors"
     save_checkpoint(path, run.checkpoint())
     yield TrainProgress(run.step, recipe.steps, run.epoch, run.loss, 0.0, run.megapixels, 0.0, 0.0, run.score(), path)
@@ -156,6 +163,7 @@ class _Run:
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.noise: Noise = noise_from_dict(recipe.noise)
         self.data = bank.fingerprint()
+        self.whole = True
 
     @property
     def epoch(self) -> int:
@@ -169,23 +177,33 @@ class _Run:
             denoised = self.network(self._with_map(noisy), means)
         loss = _weighted_loss(denoised, clean, noisy.std, self.recipe.loss_weight)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} at step {self.step}; a finite one is expected. Lower lr in the recipe; the last good state is kept."
-            )
+        self._check_finite("loss", value)
         factor = _rate_factor(self.recipe, self.step)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        self._check_finite("gradient's square", float(self._squared_gradient()))
+        self.whole = False
         for optimizer in self.optimizers:
             optimizer.step()
         self._average_weights()
         self.step += 1
         self.megapixels += clean.numel() / 1e6
         self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
+        self.whole = True
         return value
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the {what} is {value} at step {self.step}; a finite one is expected. Lower lr in the recipe; the last good state is kept."
+            )
+
+    def _squared_gradient(self) -> Tensor:
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        return torch.stack([gradient.square().sum() for gradient in gradients]).sum()
 
     def _batch(self, phase: Phase) -> tuple[Tensor, Noisy, Tensor]:
         rng = np.random.default_rng((self.recipe.seed, self.stage, self.rank, self.step))
@@ -262,13 +280,19 @@ class _Run:
         state = json.loads(metadata[STATE_KEY])
         if different := _differences(self._identity(), state, allow):
             raise ValueError(
-                f"{path} belongs to another training ({'; '.join(different)}); the same is expected. Choose another output folder."
+                f"{path} belongs to another training ({'; '.join(different)}); the same is expected. Choose another output folder, or "
+                "allow these to differ."
             )
         values = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        for place in ("network.", "average."):
+            found, expected = _under(place, values), self.average
+            if wrong := [name for name in {*found, *expected} if name not in found or found[name].shape != expected[name].shape]:
+                raise ValueError(f"{path} has weights of another network ({', '.join(sorted(wrong)[:5])}). Choose another output folder.")
         self.network.load_state_dict(_under("network.", values))
         for name, value in _under("average.", values).items():
             self.average[name].copy_(value)
-        for number, optimizer in enumerate(self.optimizers):
+        # Another optimizer, if allowed, begins without memory.
+        for number, optimizer in enumerate(self.optimizers if state["recipe"]["optimizer"] == self.recipe.optimizer else ()):
             _restore(optimizer, _under(f"optimizer{number}.", values), self.device)
         self.step, self.loss, self.megapixels = state["step"], state["loss"], state["megapixels"]
 
@@ -336,6 +360,8 @@ def _restore(optimizer: torch.optim.Optimizer, values: dict[str, Tensor], device
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in values.items():
         index, name = key.split(".", 1)
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise ValueError(f"the state has {key}, of a weight that is not there. Start afresh.")
         parameter = parameters[int(index)]
         if value.ndim and value.shape != parameter.shape:
             raise ValueError(f"the state has {key} of shape {tuple(value.shape)}; {tuple(parameter.shape)} is expected. Start afresh.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,13 @@ class Recipe:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; one of {values} is expected. Change the recipe.")
+        for name in ("name", "description", "noise_text", "start"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; a text is expected. Change the recipe.")
         for name, low, high in (("lr", 1e-9, 1.0), ("ema", 0.0, 0.999999), ("warm_up", 0, 10**6), ("epoch", 1, 10**7), ("seed", 0, 2**32)):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; a number in {low}..{high} is expected. Change the recipe.")
+            value, whole = getattr(self, name), isinstance(high, int)
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}; a {'whole ' * whole}number in {low}..{high} is expected. Change the recipe.")
         if not self.noise or not self.phases:
             raise ValueError("the recipe has no noise or no phase; at least one [[noise]] and one [[phase]] are expected. Add them.")
         if not self.name or not all(letter.isalnum() or letter in "._-" for letter in self.name) or not self.name[0].isalnum():
@@ -98,9 +102,17 @@ class Recipe:
         return asdict(self)
 
     def with_steps(self, steps: int) -> Recipe:
-        """The same recipe with its phases scaled to `steps` in all."""
-        scaled = [replace(phase, steps=max(1, round(phase.steps * steps / self.steps))) for phase in self.phases]
-        return replace(self, phases=tuple(scaled))
+        """The same recipe with its phases scaled to `steps` in all; phases that would get none are left out.
+
+        >>> recipe = Recipe("a", NetworkConfig(), ({"kind": "poisson", "peak": 4},), (Phase(300), Phase(300), Phase(300)))
+        >>> [phase.steps for phase in recipe.with_steps(100).phases]
+        [33, 34, 33]
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps is {steps!r}; a whole number of 1 or more is expected. Change steps.")
+        ends = [round(end * steps / self.steps) for end in accumulate(phase.steps for phase in self.phases)]
+        lengths = [end - begin for begin, end in pairwise([0, *ends])]
+        return replace(self, phases=tuple(replace(phase, steps=new) for phase, new in zip(self.phases, lengths, strict=True) if new))
 
 
 def recipe_names() -> list[str]:
@@ -119,25 +131,44 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     ValueError
         When the file is not TOML, or a key or value is wrong.
     """
-    shipped = resources.files("dn_core.training") / "recipes" / f"{name_or_path}.toml"
+    from dn_core.noise import noise_from_dict  # brings torch, which the names of recipes do not need
+
     if str(name_or_path) in recipe_names():
-        text = shipped.read_text("utf-8")
+        content = (resources.files("dn_core.training") / "recipes" / f"{name_or_path}.toml").read_bytes()
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text("utf-8")
+        content = Path(name_or_path).read_bytes()
     else:
         raise FileNotFoundError(2, f"no such recipe; a TOML file or one of {', '.join(recipe_names())} is expected", str(name_or_path))
     try:
-        return _recipe_from(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, TypeError, AttributeError) as error:
-        raise ValueError(f"the recipe {name_or_path} cannot be read: {error}. See the shipped recipes for the form.") from error
+        recipe = _recipe_from(tomllib.loads(content.decode("utf-8")))
+        noise_from_dict(recipe.noise)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"the recipe {name_or_path} cannot be used: {error}. See the shipped recipes for the form.") from error
+    return recipe
 
 
 def _recipe_from(values: dict[str, Any]) -> Recipe:
     table = dict(values)
-    if phases := table.pop("phase", ()):
+    known = {"phase", *(field.name for field in fields(Recipe))} - {"phases"}
+    if unknown := sorted(table.keys() - known):
+        raise ValueError(f"it has unknown settings {unknown}; known are {sorted(known)}")
+    if absent := sorted({"name", "network", "noise"} - table.keys()):
+        raise ValueError(f"it lacks {absent}; a name, [network] and [[noise]] are expected")
+    for name in ("phase", "noise"):
+        if not isinstance(table.get(name, []), list) or not all(isinstance(entry, dict) for entry in table.get(name, [])):
+            raise ValueError(f"{name} is {table[name]!r}; tables are expected, each under [[{name}]]")
+    if not isinstance(table["network"], dict):
+        raise ValueError(f"network is {table['network']!r}; a table is expected, under [network]")
+    phases, known_phase = table.pop("phase", None), {field.name for field in fields(Phase)}
+    for phase in phases or ():
+        if unknown := sorted(phase.keys() - known_phase):
+            raise ValueError(f"a [[phase]] has unknown settings {unknown}; known are {sorted(known_phase)}")
+        if "steps" not in phase:
+            raise ValueError("a [[phase]] lacks its number of steps")
+    if phases is not None:
         table["phases"] = tuple(Phase(**phase) for phase in phases)
-    network = _network_from(table.pop("network", {}))
-    noise = tuple(table.pop("noise", ()))
+    network = _network_from(table.pop("network"))
+    noise = tuple(table.pop("noise"))
     return Recipe(network=network, noise=noise, **table)
 
 
