@@ -178,7 +178,8 @@ def train(
         for item in bank.skipped:
             _say(f"skipped {item.path}: {item.reason}")
         _say(
-            f"{loaded.name}: {len(bank.images)} images, {len(bank.held_out)} held out, {len(bank.skipped)} files skipped, {loaded.steps} steps"
+            f"{loaded.name}: {len(bank.images)} images, {len(bank.held_out)} held out, "
+            f"{len(bank.skipped)} files skipped, {loaded.steps} steps"
         )
         with _bar("training") as advance, contextlib.closing(fit(loaded, bank, out, device=device, allow=tuple(allow or ()))) as progress:
             for step in progress:
