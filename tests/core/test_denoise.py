@@ -347,6 +347,12 @@ def test_dask_stays_lazy_and_equals_numpy(model, shape, chunks, dtype):
     assert (difference > 0.5).mean() < 0.01
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (10, 64), (2, 10, 50)])
+def test_dask_images_smaller_than_the_halo_work(shape):
+    image = picture(shape)
+    np.testing.assert_allclose(denoise(da.from_array(image)).compute(), denoise(image), atol=1e-3)
+
+
 def test_dask_computes_nothing_until_asked():
     def fail(block):
         raise AssertionError("computed")

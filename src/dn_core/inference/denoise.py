@@ -403,7 +403,8 @@ def _target(image: Any, source: Any, out: Any) -> Any:
     if out is not None:
         if tuple(out.shape) != shape or np.dtype(out.dtype).newbyteorder("=") != dtype.newbyteorder("="):
             raise ValueError(f"out is {out.dtype} {tuple(out.shape)}; {dtype} {shape}, as the image, is expected. Make it with these.")
-        if isinstance(out, np.ndarray) and isinstance(source, np.ndarray) and np.may_share_memory(out, source):
+        both = isinstance(out, np.ndarray) and isinstance(source, np.ndarray)
+        if out is source or (both and np.may_share_memory(out, source)):
             raise ValueError(
                 "out shares memory with the image, which is never written to; a separate array is expected. Use numpy.empty_like(image)."
             )

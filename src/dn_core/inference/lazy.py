@@ -58,7 +58,7 @@ def _change(stack: Any, settings: Settings) -> Any:
     change = da.map_overlap(
         _change_of_block,
         aligned,
-        depth={aligned.ndim - 2: config.halo, aligned.ndim - 1: config.halo},
+        depth={axis: config.halo if aligned.numblocks[axis] > 1 else 0 for axis in (aligned.ndim - 2, aligned.ndim - 1)},
         boundary="none",
         dtype=engine_dtype,
         meta=np.empty((0,) * aligned.ndim, engine_dtype),
