@@ -75,7 +75,7 @@ class _Job:
 
 @app.command()
 def denoise(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders, or glob patterns in quotes.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Images, folders, or glob patterns in quotes.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A file for one input; a folder for several.")],
     model: Annotated[str | None, typer.Option(help="A name from 'dn-resnet models', or a model file.")] = None,
     channel_axis: Annotated[int | None, typer.Option(help="Axis of channels, where the file does not say.")] = None,
@@ -184,10 +184,10 @@ def train(
         with _bar("training") as advance, contextlib.closing(fit(loaded, bank, out, device=device, allow=tuple(allow or ()))) as progress:
             for step in progress:
                 advance(step.done, step.total)
-                if step.psnr is not None and step.path is None:
+                if step.path is None and (step.done % loaded.epoch == 0 or step.done == step.total):
+                    score = "" if step.psnr is None else f"held-out PSNR at sigma 25 {step.psnr:.2f} dB, "
                     _say(
-                        f"epoch {step.epoch}: loss {step.loss:.5f}, held-out PSNR at sigma 25 {step.psnr:.2f} dB, "
-                        f"{step.megapixels:.0f} Mpx, "
+                        f"epoch {step.epoch}: loss {step.loss:.5f}, {score}{step.megapixels:.0f} Mpx, "
                         f"{step.megapixels_per_second:.2f} Mpx/s, {step.seconds_left / 60:.0f} min left"
                     )
                 if step.path is not None:

@@ -152,11 +152,9 @@ class _Run:
         self.recipe, self.bank, self.precision = recipe, bank, precision
         self.device = torch.device(device)
         self.stage, self.rank, self.step, self.loss, self.megapixels = stage, rank, 0, math.nan, 0.0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            self.network = DnResNet(recipe.network)
+        self.network = _new_network(recipe)
         if recipe.start:
-            self.network.load_state_dict(_start_network(recipe).state_dict())
+            self.network.load_state_dict(_start_weights(recipe))
         self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.optimizers = build_optimizers(self.network, recipe.optimizer, recipe.lr)
@@ -226,7 +224,7 @@ class _Run:
         """Mean PSNR of the averaged weights on held-out images at sigma 25, always with the same noise; None without such images."""
         if not self.bank.held_out:
             return None
-        network = DnResNet(self.recipe.network).to(self.device)
+        network = _new_network(self.recipe).to(self.device)
         network.load_state_dict(self.average)
         generator = torch.Generator().manual_seed(0)
         scores = []
@@ -292,7 +290,7 @@ class _Run:
         for name, value in _under("average.", values).items():
             self.average[name].copy_(value)
         # Another optimizer, if allowed, begins without memory.
-        for number, optimizer in enumerate(self.optimizers if state["recipe"]["optimizer"] == self.recipe.optimizer else ()):
+        for number, optimizer in enumerate(self.optimizers if state.get("recipe", {}).get("optimizer") == self.recipe.optimizer else ()):
             _restore(optimizer, _under(f"optimizer{number}.", values), self.device)
         self.step, self.loss, self.megapixels = state["step"], state["loss"], state["megapixels"]
 
@@ -342,13 +340,20 @@ def _megapixels_left(recipe: Recipe, step: int) -> float:
     return left
 
 
-def _start_network(recipe: Recipe) -> DnResNet:
+def _new_network(recipe: Recipe) -> DnResNet:
+    """With the first weights that the seed gives; torch's random numbers of others stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return DnResNet(recipe.network)
+
+
+def _start_weights(recipe: Recipe) -> dict[str, Tensor]:
     from dn_core.models.registry import resolve
 
     checkpoint = load_checkpoint(resolve(recipe.start))
     if checkpoint.config != recipe.network:
         raise ValueError(f"start is {recipe.start!r}, a network with other settings than the recipe's. Change start or [network].")
-    return checkpoint.network()
+    return {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()}
 
 
 def _under(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
