@@ -37,13 +37,13 @@ def _show(path: Path | None, output: Path, gui: bool) -> None:
     from dn_core.comparison import write_comparison
     from dn_core.inference.denoise import denoise, engine_name, load_model
 
-    noisy, axes, channel_axis, truth = _example() if path is None else _opened(path)
+    noisy, axes, options, truth = _example() if path is None else _opened(path)
     model = load_model()
     began = time.perf_counter()
-    clean = denoise(noisy, model, channel_axis=channel_axis)
+    clean = denoise(noisy, model, **options)
     first = time.perf_counter() - began
     began = time.perf_counter()
-    denoise(noisy, model, channel_axis=channel_axis)
+    denoise(noisy, model, **options)
     seconds = time.perf_counter() - began
     write_comparison(output, noisy, clean, axes)
     print(f"image     {path or f'scikit-image camera with Gaussian noise of sigma {SIGMA}'}: {noisy.dtype} {noisy.shape}, axes {axes}")
@@ -58,21 +58,21 @@ def _show(path: Path | None, output: Path, gui: bool) -> None:
         _open_napari({name: layer for name, layer in layers.items() if layer is not None})
 
 
-def _example() -> tuple[NDArray[Any], str, int | None, NDArray[Any] | None]:
+def _example() -> tuple[NDArray[Any], str, dict[str, Any], NDArray[Any] | None]:
     from skimage import data
 
     truth = data.camera()
     noisy = truth + np.random.default_rng(0).normal(0, SIGMA, truth.shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), "YX", None, truth
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), "YX", {}, truth
 
 
-def _opened(path: Path) -> tuple[NDArray[Any], str, int | None, NDArray[Any] | None]:
+def _opened(path: Path) -> tuple[NDArray[Any], str, dict[str, Any], NDArray[Any] | None]:
     from dn_core import files
 
     image = files.read_image(path)
     for note in image.notes:
         print(f"note      {note}")
-    return image.pixels, image.axes, image.channel_axis, None
+    return image.pixels, image.axes, {"channel_axis": image.channel_axis, "alpha": image.alpha}, None
 
 
 def _psnr(image: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -503,8 +503,8 @@ def test_what_cannot_be_done_is_explained_in_a_sentence(small, options, message,
         ("paint",),
     ],
 )
-def test_a_wrong_use_shows_the_usage_and_ends_with_2(arguments, tmp_path):
-    result = dn_resnet(*arguments, cwd=tmp_path)
+def test_a_wrong_use_shows_the_usage_and_ends_with_2(arguments):
+    result = dn_resnet(*arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     assert "Usage: dn-resnet" in result.stderr
