@@ -54,6 +54,14 @@ class Card:
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("name", "description", "noise", "licence"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} of the card is {getattr(self, name)!r}; a text is expected.")
+        for name in ("recipe", "data", "training", "scores"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} of the card is {getattr(self, name)!r}; a table is expected.")
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -115,11 +123,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} has an unknown card; a file written by dn-resnet is expected. Train or export one.")
     version = content.get("version")
-    if not isinstance(version, int) or not 1 <= version <= VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise CheckpointError(
             f"{path} was written in format version {version}; this program reads up to {VERSION}. Upgrade napari-dnresnet."
         )
     try:
+        if missing := sorted(set(NetworkConfig.__dataclass_fields__) - set(content["network"])):
+            raise ValueError(f"the network lacks the settings {missing}")
         config = NetworkConfig.from_dict(content["network"])
         card = Card(**content["card"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -184,9 +194,11 @@ def _check_header(path: str, content: bytes) -> None:
             raise CheckpointError(
                 f"{path} has a tensor named {name[:80]!r}; names of letters, digits, _ and . are expected. Do not use this file."
             )
-        if isinstance(entry, dict) and entry.get("dtype") not in DTYPES:
-            raise CheckpointError(f"{path} has {name} as {entry.get('dtype')!r}; one of {sorted(DTYPES)} is expected. Convert the file.")
-        if isinstance(entry, dict) and 0 in entry.get("shape", ()):
+        if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str) or not isinstance(entry.get("shape"), list):
+            raise CheckpointError(f"{path} describes {name} without dtype and shape; it is not a safetensors file. Get it again.")
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(f"{path} has {name} as {entry['dtype']!r}; one of {sorted(DTYPES)} is expected. Convert the file.")
+        if 0 in entry["shape"]:
             raise CheckpointError(f"{path} has {name} with the empty shape {entry['shape']}; weights are expected. Do not use this file.")
 
 

@@ -16,15 +16,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from typer.core import TyperCommand
-
-if TYPE_CHECKING:
-    from dn_core.files import ImageFile
 
 __all__ = ["app", "main"]
 
@@ -241,7 +238,7 @@ def _denoise_file(
             _say(f"{job.source.name}: {note}")
         files.check_output(job.target, image, overwrite=overwrite)
         with files.create_image(job.target, image, overwrite=overwrite) as target:
-            steps = denoise_steps(image.source, model, **_channels(image, channel_axis), out=target, **options)
+            steps = denoise_steps(image.source, model, **image.channels(channel_axis), out=target, **options)
             with contextlib.closing(steps):
                 for step in steps:
                     advance(step.done, step.total)
@@ -249,17 +246,6 @@ def _denoise_file(
                 from dn_core.comparison import write_comparison
 
                 write_comparison(compare, image.source, target, image.axes)
-
-
-def _channels(image: ImageFile, channel_axis: int | None) -> dict[str, Any]:
-    """Which axis holds channels and whether the last of them is alpha, as the user or else the file says."""
-    if channel_axis is not None and channel_axis % len(image.axes) != image.channel_axis:
-        return {"channel_axis": channel_axis, "alpha": None}
-    if image.channel_axis is None and len(image.axes) > 2 and "Q" not in image.axes:
-        # The file says that there are no channels: without an axis, an image 3 or 4 pixels wide would be taken for RGB. Planes are
-        # denoised one by one, whatever the axis they lie along is called.
-        return {"channel_axis": 0, "alpha": False}
-    return {"channel_axis": image.channel_axis, "alpha": image.alpha if image.rgb else None if image.channel_axis is None else False}
 
 
 def _sources(inputs: list[str], output: Path) -> tuple[list[Path], list[OSError]]:

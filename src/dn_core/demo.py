@@ -72,7 +72,7 @@ def _opened(path: Path) -> tuple[NDArray[Any], str, dict[str, Any], NDArray[Any]
     image = files.read_image(path)
     for note in image.notes:
         print(f"note      {note}")
-    return image.pixels, image.axes, {"channel_axis": image.channel_axis, "alpha": image.alpha}, None
+    return image.pixels, image.axes, image.channels(), None
 
 
 def _psnr(image: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -122,7 +122,7 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
-        """Read what `as_dict` wrote; unknown or missing keys are a ValueError."""
+        """Read what `as_dict` wrote; unknown keys are a ValueError, missing ones have their defaults."""
         known = set(cls.__dataclass_fields__)
         if unknown := sorted(set(values) - known):
             raise ValueError(f"the network has unknown settings {unknown}; known are {sorted(known)}. Upgrade, or remove them.")

@@ -159,7 +159,8 @@ class Mixture:
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("Mixture has no models; at least one is expected. Give some.")
-        if self.shares and (len(self.shares) != len(self.models) or min(self.shares) < 0 or sum(self.shares) <= 0):
+        usable = all(math.isfinite(share) and share >= 0 for share in self.shares) and sum(self.shares) > 0
+        if self.shares and (len(self.shares) != len(self.models) or not usable):
             raise ValueError(f"Mixture has {len(self.models)} models and shares {self.shares}; give one share, 0 or more, for each.")
 
     def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
@@ -219,9 +220,18 @@ def _parameter_from(value: Any) -> Parameter:
 
 
 def _check_parameter(name: str, value: Parameter, *, positive: bool) -> None:
-    lowest = min(value.values) if isinstance(value, Choice) else value if isinstance(value, (int, float)) else min(value.low, value.high)
-    if not math.isfinite(lowest) or lowest < 0 or (positive and lowest == 0):
-        raise ValueError(f"{name} is {value}; a {'positive' if positive else 'non-negative'} number is expected. Change {name}.")
+    numbers = _numbers(value)
+    usable = all(isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number) for number in numbers)
+    if not usable or min(numbers) < 0 or (positive and min(numbers) == 0):
+        raise ValueError(f"{name} is {value}; a finite {'positive' if positive else 'non-negative'} number is expected. Change {name}.")
+    if isinstance(value, Uniform | LogUniform) and value.low > value.high:
+        raise ValueError(f"{name} is {value}; low <= high is expected. Change {name}.")
+
+
+def _numbers(value: Parameter) -> tuple[Any, ...]:
+    if isinstance(value, Choice):
+        return value.values
+    return (value.low, value.high) if isinstance(value, Uniform | LogUniform) else (value,)
 
 
 def _draw(parameter: Parameter, clean: Tensor, generator: Generator) -> Tensor:

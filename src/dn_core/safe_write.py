@@ -52,7 +52,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             os.replace(target, old)
             try:
                 os.replace(temporary, target)
-            except OSError:
+            except BaseException:
                 os.replace(old, target)
                 raise
         else:

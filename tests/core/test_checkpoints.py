@@ -125,6 +125,9 @@ BROKEN = {
     "unknown dtype": container({"a": tensor([1], 0, 8, "Q9")}, bytes(8)),
     "NaN": container({"a": tensor([1], 0, 4)}, np.float32(np.nan).tobytes()),
     "infinity": container({"a": tensor([1], 0, 4)}, np.float32(np.inf).tobytes()),
+    "shape no list": container({"a": {"dtype": "F32", "shape": 5, "data_offsets": [0, 4]}}, bytes(4)),
+    "dtype no text": container({"a": {"dtype": [], "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+    "tensor no table": container({"a": 3}),
     "no card": container(F32_PAIR, bytes(16)),
     "card not JSON": container({"__metadata__": {KEY: "{"}}),
     "card of something else": container({"__metadata__": {KEY: '{"format": "other"}'}}),
@@ -176,11 +179,26 @@ def with_content(path, **changes):
         ({"network": {"blocks": ["full", "full"]}}, "blocks.1.first.weight"),
         ({"weights": 7}, "says it has 7 weights"),
         ({"card": {"name": "x", "mood": "good"}}, "mood"),
+        ({"card": {"name": 5}}, "name of the card is 5; a text"),
+        ({"card": {"name": "x", "scores": []}}, r"scores of the card is \[\]; a table"),
+        ({"version": True}, "Upgrade"),
     ],
 )
 def test_cards_that_do_not_fit_are_refused(path, changes, words):
     with_content(path, **changes)
     with pytest.raises(CheckpointError, match=words):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("setting", sorted(CONFIG.as_dict()))
+def test_a_network_without_one_of_its_settings_is_refused(path, setting):
+    original = checkpoint()
+    save_checkpoint(path, original)
+    header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
+    content = json.loads(header["__metadata__"][KEY])
+    del content["network"][setting]
+    write_tensors(path, original.weights, {KEY: json.dumps(content)})
+    with pytest.raises(CheckpointError, match=setting):
         load_checkpoint(path)
 
 

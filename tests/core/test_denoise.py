@@ -1,11 +1,13 @@
 """Arrays in, the same kind of array out: every row of the contract for bad and odd arrays."""
 
+import copy
 import hashlib
 import itertools
 import subprocess
 import sys
 import threading
 import warnings
+import weakref
 
 import dask.array as da
 import numpy as np
@@ -136,6 +138,20 @@ def test_extreme_float32_scales_come_out_right(factor):
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=max(factor * 1e-3, 3e-45))  # 1.4e-45 is the smallest float32
 
 
+def test_the_whole_range_of_float64_is_taken():
+    image = np.linspace(0, 1.7e308, 900).reshape(30, 30)
+    result = denoise(image, RESIDUAL)
+    np.testing.assert_allclose(result, denoise(image / 1e300, RESIDUAL) * 1e300, rtol=1e-3, atol=1e305)
+
+
+@pytest.mark.parametrize("value", [2**62 + 1, 2**63 - 1])
+def test_wide_integers_that_do_not_change_keep_every_digit(value):
+    constant = np.full((8, 8), value, "i8")
+    np.testing.assert_array_equal(denoise(constant, RESIDUAL), constant)
+    image = constant - np.arange(64).reshape(8, 8)
+    np.testing.assert_array_equal(denoise(image, RESIDUAL, amount=0), image)
+
+
 def test_float64_beyond_float32_is_scaled():
     image = picture(dtype="f8") * 1e290
     np.testing.assert_allclose(denoise(image, RESIDUAL), denoise(image / 1e290, RESIDUAL) * 1e290, rtol=1e-3, atol=1e287)
@@ -259,6 +275,19 @@ def test_a_result_that_cannot_fit_is_refused_before_it_is_allocated():
 # Kinds of arrays
 
 
+def test_an_output_in_the_same_store_as_the_image_is_refused(tmp_path):
+    image = picture(dtype="u2")
+    np.save(tmp_path / "a.npy", image)
+    source, out = np.load(tmp_path / "a.npy", mmap_mode="r"), np.load(tmp_path / "a.npy", mmap_mode="r+")
+    with pytest.raises(ValueError, match="shares memory"):
+        denoise(source, RESIDUAL, out=out)
+    zarr.create_array(tmp_path / "a.zarr", shape=image.shape, dtype="u2", chunks=(16, 16))
+    source, out = zarr.open_array(tmp_path / "a.zarr", mode="r"), zarr.open_array(tmp_path / "a.zarr", mode="r+")
+    for same in (source, out):
+        with pytest.raises(ValueError, match="shares memory"):
+            denoise(source, RESIDUAL, out=same)
+
+
 def test_lists_are_taken():
     image = picture()
     np.testing.assert_array_equal(denoise(image.astype("f8").tolist(), RESIDUAL), denoise(image.astype("f8"), RESIDUAL))
@@ -367,12 +396,51 @@ def test_dask_with_unknown_chunks_is_refused():
         denoise(image[image[:, 0] > 0], RESIDUAL)
 
 
-def test_dask_finds_pixels_that_are_not_finite():
-    image = picture()
-    image[3, 4] = np.nan
-    lazy = denoise(da.from_array(image, chunks=20), RESIDUAL)
-    with pytest.raises(ValueError, match="NaN or infinite"):
+@pytest.mark.parametrize("model", [RESIDUAL, DIRECT], ids=["residual", "direct"])
+def test_dask_finds_pixels_that_are_not_finite_with_count_and_place(model):
+    image = picture((2, 60, 60))
+    image[1, 40, 50] = np.nan
+    lazy = denoise(da.from_array(image, chunks=(1, 20, 20)), model)
+    with pytest.raises(ValueError, match=r"1 pixels that are NaN or infinite.*at \(1, 40, 50\)"):
         lazy.compute(scheduler="synchronous")
+
+
+def test_dask_holds_a_few_chunks_of_a_plane_at_a_time():
+    alive = set()
+    most = 0
+
+    def block(block_id):
+        nonlocal most
+        pixels = picture((64, 64), seed=sum(block_id))
+        alive.add(id(pixels))
+        most = max(most, len(alive))
+        weakref.finalize(pixels, alive.discard, id(pixels))
+        return pixels
+
+    source = da.map_blocks(lambda block_id=None: block(block_id), chunks=((64,) * 8, (64,) * 8), dtype="f4", meta=np.empty((0, 0), "f4"))
+    denoise(source, RESIDUAL).store(np.empty((512, 512), "f4"), scheduler="synchronous", return_stored=False)
+    assert most <= 24  # of 64: three rows of chunks, since a chunk's halo lies in the rows above and below
+
+
+@pytest.mark.parametrize("factor", [1e-60, 1e300])
+def test_dask_scales_extreme_floats_as_numpy_does(factor):
+    image = picture(dtype="f8") * factor
+    result = denoise(da.from_array(image, chunks=20), RESIDUAL).compute()
+    np.testing.assert_allclose(result, denoise(image, RESIDUAL), rtol=1e-3, atol=1e-3 * factor)
+
+
+def test_dask_works_in_other_processes_with_a_model_in_use():
+    image = picture()
+    expected = denoise(image, RESIDUAL)
+    again = copy.deepcopy(RESIDUAL)
+    np.testing.assert_array_equal(denoise(image, again), expected)
+    lazy = denoise(da.from_array(image, chunks=(20, 44)), RESIDUAL)
+    np.testing.assert_allclose(lazy.compute(scheduler="processes", num_workers=1), expected, atol=1e-3)
+
+
+def test_dask_takes_no_out():
+    with pytest.raises(ValueError, match=r"stays lazy.*store\(out\)"):
+        denoise(da.from_array(picture()), RESIDUAL, out=picture())
 
 
 class OnGpu:
@@ -420,6 +488,12 @@ def test_alpha_passes_through():
     np.testing.assert_array_equal(lazy.compute()[..., 3], rgba[..., 3])
     four_channels = denoise(np.moveaxis(rgba, -1, 0), RESIDUAL, channel_axis=0)
     assert (four_channels[3] != rgba[..., 3]).any()
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((24, 26, 1), -1), ((24, 26), None)])
+def test_alpha_without_anything_beside_it_is_refused(shape, axis):
+    with pytest.raises(ValueError, match="leave alpha out"):
+        denoise(picture(shape), RESIDUAL, channel_axis=axis, alpha=True)
 
 
 @pytest.mark.parametrize("name", ["direct", "residual", "paper"])
@@ -616,3 +690,23 @@ print(grown, mapped)
 def test_the_engine_has_a_name():
     assert "CPU" in dn_core.engine_name(device="cpu") or "cpu" in dn_core.engine_name(device="cpu")
     assert dn_core.engine_name(RESIDUAL, device="cpu", dtype=np.float32).endswith("float32")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory limits are of Linux")
+def test_openvino_out_of_memory_halves_the_tile():
+    code = """
+import resource, warnings
+import numpy as np
+import dn_core
+image = np.random.default_rng(0).random((2600, 2600), "f4")
+dn_core.denoise(image[:64, :64], "dn-resnet-13", device="cpu")
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 900 * 2**20,) * 2)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    result = dn_core.denoise(image, "dn-resnet-13", device="cpu", tile=2600)
+print(result.shape, [str(warning.message) for warning in caught if "memory" in str(warning.message)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-600:]
+    assert done.stdout.startswith("(2600, 2600) ['cpu ran out of memory with tiles of 2600 pixels; smaller ones are tried.']")

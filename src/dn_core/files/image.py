@@ -96,6 +96,16 @@ class ImageFile:
         """The index of the samples, else of the channels, else None."""
         return next((self.axes.index(axis) for axis in "SC" if axis in self.axes), None)
 
+    def channels(self, channel_axis: int | None = None) -> dict[str, Any]:
+        """``channel_axis`` and ``alpha`` for `dn_core.denoise`, as the caller or else the file says."""
+        if channel_axis is not None and channel_axis % len(self.axes) != self.channel_axis:
+            return {"channel_axis": channel_axis, "alpha": None}
+        if self.channel_axis is None and len(self.axes) > 2 and "Q" not in self.axes:
+            # The file says that there are no channels: without an axis, an image 3 or 4 pixels wide would be taken for RGB. Planes are
+            # denoised one by one, whatever the axis they lie along is called.
+            return {"channel_axis": 0, "alpha": False}
+        return {"channel_axis": self.channel_axis, "alpha": self.alpha if self.rgb else None if self.channel_axis is None else False}
+
 
 class CheckedSource:
     """An array on disk whose reading errors name the file."""

@@ -7,6 +7,7 @@ the image. The input is never written to, the output never shares memory with it
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import time
 import warnings
@@ -56,7 +57,7 @@ class Progress:
     result: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A network ready to denoise; call it like `denoise`.
 
@@ -67,8 +68,8 @@ class Model:
     """
 
     checkpoint: Checkpoint
-    _engines: dict[tuple[str, str], Engine] = field(default_factory=dict, repr=False, compare=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _engines: dict[tuple[str, str], Engine] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def card(self) -> Card:
@@ -83,6 +84,10 @@ class Model:
     def __call__(self, image: Any, **options: Any) -> Any:
         """Denoise with this model; see `denoise`."""
         return denoise(image, model=self, **options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and other processes, such as dask's workers, make engines of their own."""
+        return Model, (self.checkpoint,)
 
     def engine(self, device: str, precision: Precision) -> Engine:
         """The engine for a device, made once."""
@@ -260,7 +265,8 @@ def _denoise_planes(source: Any, target: Any, axes: Axes, settings: Settings) ->
         except TileTooLargeError:
             if not warned:
                 warnings.warn(
-                    f"{settings.device} ran out of memory with tiles of {tile} pixels; smaller ones, then the CPU, are tried.",
+                    f"{settings.device} ran out of memory with tiles of {tile} pixels; smaller ones"
+                    f"{'' if settings.device == 'cpu' else ', then the CPU,'} are tried.",
                     RuntimeWarning,
                     stacklevel=4,
                 )
@@ -403,8 +409,7 @@ def _target(image: Any, source: Any, out: Any) -> Any:
     if out is not None:
         if tuple(out.shape) != shape or np.dtype(out.dtype).newbyteorder("=") != dtype.newbyteorder("="):
             raise ValueError(f"out is {out.dtype} {tuple(out.shape)}; {dtype} {shape}, as the image, is expected. Make it with these.")
-        both = isinstance(out, np.ndarray) and isinstance(source, np.ndarray)
-        if out is source or (both and np.may_share_memory(out, source)):
+        if _same_storage(out, image):
             raise ValueError(
                 "out shares memory with the image, which is never written to; a separate array is expected. Use numpy.empty_like(image)."
             )
@@ -423,12 +428,26 @@ def _target(image: Any, source: Any, out: Any) -> Any:
     return np.empty(shape, dtype)
 
 
+def _same_storage(out: Any, image: Any) -> bool:
+    """Whether writing to `out` may change `image`: the same memory, the same file, the same zarr store."""
+    if out is image:
+        return True
+    if isinstance(out, np.memmap) and isinstance(image, np.memmap) and out.filename and image.filename:
+        return os.path.samefile(out.filename, image.filename)
+    if isinstance(out, np.ndarray) and isinstance(image, np.ndarray):
+        return bool(np.may_share_memory(out, image))
+    stores = getattr(out, "store_path", None), getattr(image, "store_path", None)
+    return stores[0] is not None and stores[0] == stores[1]
+
+
 def _other_kind(image: Any, settings: Settings, channel_axis: int | None, alpha: bool | None, out: Any) -> Iterator[Progress] | None:
     """Steps for arrays that are neither numpy nor zarr, or None."""
     kind = _kind(image)
     if kind == "dask":
         from dn_core.inference.lazy import denoise_dask
 
+        if out is not None:
+            raise ValueError("out is given with a dask array, which stays lazy; none is expected. Use denoise(image).store(out).")
         return iter([Progress(1, 1, 0.0, denoise_dask(image, settings, channel_axis, alpha))])
     if kind not in ("torch", "xarray"):
         return None

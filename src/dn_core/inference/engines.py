@@ -7,6 +7,7 @@ of a second instead of several. A test holds it equal to the torch module.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -29,6 +30,9 @@ Work = Iterable[tuple[Key, NDArray[Any]]]
 
 # Shapes that stay compiled; an image's tiles have one.
 MAX_COMPILED = 4
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
 
 
 class TileTooLargeError(MemoryError):
@@ -107,9 +111,14 @@ class OpenVinoEngine:
                 busy.append((key, request, idle[array.shape]))
             while busy:
                 yield _finish(busy)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise TileTooLargeError("a tile does not fit into memory; use a smaller tile.") from error
         finally:
             for _, request, _ in busy:
-                request.wait()
+                with contextlib.suppress(RuntimeError):  # one has failed already, and that is what is told
+                    request.wait()
 
     def _requests(self, shape: tuple[int, ...], parallel: bool) -> list[Any]:
         compiled = self._compile(shape, parallel)
@@ -169,9 +178,9 @@ class TorchEngine:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """torch says it in several ways: OutOfMemoryError on CUDA, a plain RuntimeError on the CPU and MPS."""
+    """torch and OpenVINO say it in several ways, most of them a plain RuntimeError."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
 def _best_device() -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dn_core.inference.planes import check_dtype, find_axes, from_float
+from dn_core.inference.planes import check_dtype, find_axes, from_float, power_of_two
 from dn_core.inference.tiling import pad_to_multiple, plan_tiles
 
 if TYPE_CHECKING:
@@ -40,32 +41,70 @@ def denoise_dask(image: Any, settings: Settings, channel_axis: int | None, alpha
         colours = image[(slice(None),) * axis + (slice(0, last),)]
         rest = image[(slice(None),) * axis + (slice(last, None),)]
         return da.concatenate([denoise_dask(colours, settings, axis, False), rest], axis=axis).rechunk(image.chunks)
-    stack = da.moveaxis(image, axes.spatial, (-2, -1))
-    result = da.map_blocks(from_float, stack, _change(stack, settings), dtype=image.dtype)
+    stack, found = _after_statistics(da.moveaxis(image, axes.spatial, (-2, -1)), settings)
+    result = da.map_blocks(from_float, stack, _change(stack, found, settings), dtype=image.dtype)
     return da.moveaxis(result, (-2, -1), axes.spatial).rechunk(image.chunks)
 
 
-def _change(stack: Any, settings: Settings) -> Any:
+class _Found(NamedTuple):
+    """What is known of each plane, as lazy arrays ``(..., 1, 1)``."""
+
+    constant: Any
+    offset: Any
+    scale: Any
+
+
+def _after_statistics(stack: Any, settings: Settings) -> tuple[Any, _Found]:
+    """``(..., height, width)`` to be read once its planes' statistics are known, and these.
+
+    The statistics come from a reading of their own and the pixels are read again after it: otherwise dask would keep every chunk of a
+    plane in memory until its mean is known.
+    """
+    import dask.array as da
+    from dask.graph_manipulation import bind, clone
+
+    first = clone(stack)
+    low, high, mean = (reduce(first, axis=(-2, -1), keepdims=True) for reduce in (da.min, da.max, partial(da.mean, dtype=np.float64)))
+    offset = mean if settings.model.config.centred else da.zeros_like(mean)
+    found = _Found(low == high, offset, da.map_blocks(power_of_two, low, high, dtype=np.float64))
+    return bind(stack, list(found)), found
+
+
+def _change(stack: Any, found: _Found, settings: Settings) -> Any:
     """What is to be subtracted from ``(..., height, width)``, times the amount."""
     import dask.array as da
 
     config = settings.model.config
-    low, high = stack.min(axis=(-2, -1), keepdims=True), stack.max(axis=(-2, -1), keepdims=True)
-    offset = stack.mean(axis=(-2, -1), keepdims=True, dtype=np.float64) if config.centred else 0.0
     engine_dtype = np.dtype(np.float64 if settings.precision == "float64" else np.float32)
-    centred = (stack.astype(np.float64) - offset).astype(engine_dtype)
-    aligned = _aligned(centred, settings)
+    meta = np.empty((0,) * stack.ndim, engine_dtype)
+    values = da.map_blocks(_to_float, stack, found.offset, found.scale, engine_dtype=engine_dtype, dtype=engine_dtype, meta=meta)
+    aligned = _aligned(values, settings)
     change = da.map_overlap(
         _change_of_block,
         aligned,
         depth={axis: config.halo if aligned.numblocks[axis] > 1 else 0 for axis in (aligned.ndim - 2, aligned.ndim - 1)},
         boundary="none",
         dtype=engine_dtype,
-        meta=np.empty((0,) * aligned.ndim, engine_dtype),
+        meta=meta,
         settings=settings,
         source_dtype=stack.dtype,
     ).rechunk(stack.chunks)
-    return da.where(low == high, 0, change * engine_dtype.type(settings.amount)).astype(engine_dtype)
+    return da.where(found.constant, 0, change * (found.scale * settings.amount))
+
+
+def _to_float(
+    block: NDArray[Any], offset: NDArray[Any], scale: NDArray[Any], engine_dtype: np.dtype[Any], block_info: Any = None
+) -> NDArray[Any]:
+    """``(block - offset) / scale``; pixels that are not finite are refused with their count in this chunk and their place in the image."""
+    if bad := block.size - int(np.count_nonzero(np.isfinite(block))):
+        starts = [start for start, _ in block_info[0]["array-location"]]
+        where = tuple(int(start + index) for start, index in zip(starts, np.argwhere(~np.isfinite(block))[0], strict=True))
+        raise ValueError(
+            f"image has {bad} pixels that are NaN or infinite in the chunk of the first one, at {where}; finite pixels are expected. "
+            "Fill them first, or compute the image and use nonfinite='fill'."
+        )
+    values: NDArray[Any] = (block.astype(np.float64) / scale - offset / scale).astype(engine_dtype)
+    return values
 
 
 def _aligned(stack: Any, settings: Settings) -> Any:
@@ -98,13 +137,6 @@ def _change_of_block(block: NDArray[Any], settings: Settings, source_dtype: np.d
 def _change_of_plane(plane: NDArray[Any], settings: Settings, source_dtype: np.dtype[Any]) -> NDArray[Any]:
     """One chunk of a plane, its halo around it; its own border is computed as a border, and cut off by dask where it is not one."""
     config = settings.model.config
-    if bad := plane.size - int(np.count_nonzero(np.isfinite(plane))):
-        row, column = np.argwhere(~np.isfinite(plane))[0]
-        raise ValueError(
-            f"image has {bad} pixels that are NaN or infinite in one chunk, the first at row {row}, column {column} of "
-            "it; finite pixels are "
-            "expected. Fill them first, or compute the image and use nonfinite='fill'."
-        )
     shape = (plane.shape[0], plane.shape[1])
     tiles = plan_tiles(shape, settings.first_tile(), config.halo, config.shuffle)
     engine = settings.engine_for(source_dtype)

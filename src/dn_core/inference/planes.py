@@ -22,6 +22,7 @@ __all__ = [
     "check_dtype",
     "find_axes",
     "from_float",
+    "power_of_two",
     "read_window",
     "statistics",
     "to_float",
@@ -101,8 +102,7 @@ class Statistics:
     @property
     def scale(self) -> float:
         """A power of two by which the pixels are divided: exact, and 1 but for extreme values."""
-        largest = max(abs(self.low), abs(self.high))
-        return 1.0 if SMALL < largest < LARGE or largest == 0 else 2.0 ** math.frexp(largest)[1]
+        return float(power_of_two(np.float64(self.low), np.float64(self.high)))
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
@@ -155,11 +155,20 @@ def find_axes(shape: tuple[int, ...], channel_axis: int | None, alpha: bool | No
         raise ValueError(
             f"image has shape {shape}{where}; (..., height, width) is expected, with channels (..., height, width, channels). Reshape it."
         )
+    if alpha and (channel is None or shape[channel] < 2):
+        raise ValueError(f"alpha is true, but shape {shape} with channel_axis {channel_axis} has no channel beside it; leave alpha out.")
     if 0 in shape:
         raise ValueError(f"image has shape {shape}: axis {shape.index(0)} is empty; at least one pixel is expected. Check how it was cut.")
     spatial = [axis for axis in range(ndim) if axis != channel][-2:]
     has_alpha = channel is not None and (alpha if alpha is not None else channel == ndim - 1 and shape[channel] == 4)
     return Axes(shape, (spatial[0], spatial[1]), (channel, shape[channel] - 1) if has_alpha and channel is not None else None)
+
+
+def power_of_two(low: Any, high: Any) -> Any:
+    """The scale for planes of this range: 1 for ordinary ones, else the power of two that brings them near 1; of any shape."""
+    largest = np.maximum(np.abs(np.asarray(low, np.float64)), np.abs(np.asarray(high, np.float64)))
+    ordinary = ((largest > SMALL) & (largest < LARGE)) | (largest == 0)
+    return np.where(ordinary, 1.0, np.ldexp(1.0, np.minimum(np.frexp(largest)[1], 1023)))
 
 
 def statistics(source: Any, plane: Plane) -> Statistics:
@@ -176,7 +185,8 @@ def statistics(source: Any, plane: Plane) -> Statistics:
             pixels = pixels[finite]
         if pixels.size:
             low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
-            means.append(float(pixels.astype(np.float64).mean()))
+            with np.errstate(over="ignore"):
+                means.append(float(pixels.astype(np.float64).mean()))
             counts.append(pixels.size)
     if not counts:
         return Statistics(0.0, 0.0, 0.0, bad, first)
@@ -212,10 +222,10 @@ def to_float(pixels: NDArray[Any], offset: float, scale: float, dtype: np.dtype[
     narrow = pixels.dtype.itemsize <= 2 or (pixels.dtype.kind == "f" and pixels.dtype.itemsize == 4)
     wide = dtype == np.float64 or not narrow or scale != 1.0
     values: NDArray[Any] = pixels.astype(np.float64 if wide else np.float32)
+    if scale != 1.0:  # before the offset, whose subtraction could overflow
+        values, offset = values / scale, offset / scale
     if offset:
         values = values - values.dtype.type(offset)
-    if scale != 1.0:
-        values = values / scale
     return values.astype(dtype, copy=False)
 
 
@@ -234,7 +244,8 @@ def from_float(pixels: NDArray[Any], change: NDArray[Any]) -> NDArray[Any]:
     # The largest float that fits: float64 cannot hold the largest 64-bit integers and would round them up, out of range.
     top = float(info.max) if int(float(info.max)) <= info.max else float(np.nextafter(float(info.max), 0))
     clipped: NDArray[Any] = np.clip(values, float(info.min), top).astype(dtype)
-    return clipped
+    # float64 cannot hold all 64-bit integers: what does not change is kept as it is.
+    return np.where(change == 0, pixels, clipped) if dtype.itemsize > 4 else clipped
 
 
 def _filled(source: Any, plane: Plane, rows: slice, columns: slice, fallback: float) -> NDArray[Any]:
