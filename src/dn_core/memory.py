@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from pathlib import Path
 
 __all__ = ["available_memory", "keep_freed_memory"]
 
@@ -30,13 +32,28 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 
-def available_memory() -> int | None:
-    """Bytes that a new allocation may take, as far as the system says; None where it does not."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        return None
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that a new allocation may take, as far as the system (under `root`) and the container's limit say; None where they do not."""
+    free = [value for value in (_system_memory(root), _container_memory(root)) if value is not None]
+    return min(free, default=None)
+
+
+def _system_memory(root: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _container_memory(root: Path) -> int | None:
+    """What the control group (version 2, then 1) leaves; its file cache counts as free."""
+    for limit, used, cache in (
+        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat"),
+        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes", "sys/fs/cgroup/memory/memory.stat"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
+            free = int((root / limit).read_text(encoding="ascii")) - int((root / used).read_text(encoding="ascii"))
+            counts = dict(line.split() for line in (root / cache).read_text(encoding="ascii").splitlines())
+            return max(0, free + int(counts.get("inactive_file", 0)))
     return None

@@ -113,7 +113,7 @@ def insert_block(network: DnResNet, *, std: float = 0.001, generator: torch.Gene
 
     The new block's weights are drawn from N(0, `std`^2).
     """
-    grown = DnResNet(replace(network.config, blocks=(*network.config.blocks, "full"))).to(network.last.weight)
+    grown = _new_network(replace(network.config, blocks=(*network.config.blocks, "full"))).to(network.last.weight)
     grown.load_state_dict(network.state_dict(), strict=False)
     _draw_normal(grown.blocks[-1], std, generator)
     return grown
@@ -127,7 +127,7 @@ def replace_block(network: DnResNet, index: int, *, std: float = 0.001, generato
     index %= count
     kinds = list(network.config.blocks)
     kinds[index] = "separable"
-    evolved = DnResNet(replace(network.config, blocks=tuple(kinds))).to(network.last.weight)
+    evolved = _new_network(replace(network.config, blocks=tuple(kinds))).to(network.last.weight)
     kept = {name: value for name, value in network.state_dict().items() if not name.startswith(f"blocks.{index}.")}
     evolved.load_state_dict(kept, strict=False)
     _draw_normal(evolved.blocks[index], std, generator)
@@ -148,6 +148,12 @@ def count_macs(network: DnResNet, size: tuple[int, int]) -> int:
     height, width = size
     factor = network.config.shuffle
     return count_parameters(network) * (-(-height // factor)) * (-(-width // factor))
+
+
+def _new_network(config: NetworkConfig) -> DnResNet:
+    """A network whose weights are replaced at once: the numbers drawn for them are not missed by other users of torch's generator."""
+    with torch.random.fork_rng(devices=[]):
+        return DnResNet(config)
 
 
 def _conv(before: int, after: int, kernel: int, groups: int = 1) -> nn.Conv2d:

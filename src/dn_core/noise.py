@@ -192,12 +192,14 @@ def noise_from_dict(values: Sequence[dict[str, Any]]) -> Noise:
     for entry in values:
         table = dict(entry)
         kind, share = table.pop("kind", None), table.pop("share", 1.0)
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise ValueError(f"noise has kind {kind!r}; one of {sorted(kinds)} is expected. Change the recipe.")
         try:
             models.append(kinds[kind](**{name: _parameter_from(value) for name, value in table.items()}))
         except TypeError as error:
             raise ValueError(f"noise {kind!r} has settings {sorted(table)}, which do not fit it ({error}). Change the recipe.") from error
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not (math.isfinite(share) and share >= 0):
+            raise ValueError(f"noise {kind!r} has share {share!r}; a finite number of 0 or more is expected. Change the recipe.")
         shares.append(float(share))
     if len(models) == 1:
         return models[0]  # type: ignore[no-any-return]

@@ -62,6 +62,8 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():  # interrupted between the two renames
+            os.replace(old, target)
 
 
 def _writable(target: Path, *, folder: bool = False) -> Path:

@@ -222,6 +222,23 @@ def test_wrong_options_are_refused(options, words):
         denoise(picture(), **{"model": RESIDUAL, **options})
 
 
+def test_out_must_be_an_array_that_can_be_written_to():
+    frozen = np.zeros_like(picture())
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        denoise(picture(), RESIDUAL, out=frozen)
+    with pytest.raises(TypeError, match="out is a list"):
+        denoise(picture(), RESIDUAL, out=[])
+
+
+def test_a_zarr_result_too_large_for_memory_is_refused(monkeypatch):
+    import zarr
+
+    monkeypatch.setattr(denoise_module, "available_memory", lambda: 100)
+    with pytest.raises(MemoryError, match="Give out="):
+        denoise(zarr.array(picture()), RESIDUAL)
+
+
 def test_a_device_that_is_not_there_is_refused():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")

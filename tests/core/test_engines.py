@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from small_models import CONFIGS, small_model
 
 import dn_core
@@ -70,6 +71,20 @@ def test_sixteen_bit_images_are_never_computed_in_reduced_precision():
 def test_devices_are_chosen_by_name():
     assert choose_device("cpu") == "cpu"
     assert choose_device(None).split(":")[0] in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize("device", ["cpu:0", "cuda:", "cuda:x", "cuda:-1", "mps:1", 0])
+def test_names_of_devices_that_mean_nothing_are_refused(device):
+    with pytest.raises(ValueError, match="'cuda:N' or 'mps' is expected"):
+        choose_device(device)
+
+
+def test_the_number_of_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == "cuda:1"
+    with pytest.raises(ValueError, match="there are 2, 'cuda:0' to 'cuda:1' are expected"):
+        choose_device("cuda:2")
 
 
 def test_denoising_on_a_cpu_loads_no_torch():

@@ -956,6 +956,7 @@ def test_a_sparse_bare_array_is_read(tmp_path):
     with files.open_image(tmp_path / "a.zarr") as image:
         assert image.axes == "QYX"
         assert image.format == "zarr"
+        assert image.notes == ("1 of 400 chunks are there; the others are read as 7",)
         assert image.source[3, 0, 0] == 1
         assert image.source[50, 0, 0] == 7
 

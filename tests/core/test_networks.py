@@ -103,6 +103,15 @@ def test_replaced_block_inherits_everything_else():
     assert all(torch.equal(evolved.state_dict()[name], network.state_dict()[name]) for name in kept)
 
 
+def test_growing_draws_only_from_the_generator_given():
+    network = DnResNet(paper_config(5))
+    before = torch.random.get_rng_state()
+    grown = insert_block(network, generator=torch.Generator().manual_seed(3))
+    evolved = replace_block(grown, 0, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert evolved.config.blocks == ("separable", "full")
+
+
 def test_replacing_a_block_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"index is 5; the network has 1 blocks. Give one of -1..0"):
         replace_block(DnResNet(paper_config(5)), 5)

@@ -67,7 +67,11 @@ def _bare(path: Path, array: Any) -> ImageFile:
     _check_array(path, array)
     names = getattr(array.metadata, "dimension_names", None)
     axes = _letters(names) if names else "YX"[-array.ndim :].rjust(array.ndim, "Q")
-    return ImageFile(path, CheckedSource(array, path), axes, "zarr", {"zarr_format": array.metadata.zarr_format})
+    # zarr itself leaves empty chunks out, so a bare array that lacks some is no broken one.
+    found, notes = array.nchunks_initialized, []
+    if found < array.nchunks:
+        notes.append(f"{found} of {array.nchunks} chunks are there; the others are read as {array.fill_value}")
+    return ImageFile(path, CheckedSource(array, path), axes, "zarr", {"zarr_format": array.metadata.zarr_format}, tuple(notes))
 
 
 def _ome(path: Path, group: Any, notes: list[str], missing: str) -> ImageFile:

@@ -407,6 +407,10 @@ def _target(image: Any, source: Any, out: Any) -> Any:
     """Where the result goes: `out`, or a new array of the image's kind."""
     shape, dtype = tuple(source.shape), np.dtype(source.dtype)
     if out is not None:
+        if not (hasattr(out, "shape") and hasattr(out, "dtype") and hasattr(out, "__setitem__")):
+            raise TypeError(f"out is a {type(out).__name__}; an array to write to is expected. Use numpy.empty_like(image).")
+        if isinstance(out, np.ndarray) and not out.flags.writeable:
+            raise ValueError("out is read-only; an array that can be written to is expected. Open a memory map with mode 'r+' or 'w+'.")
         if tuple(out.shape) != shape or np.dtype(out.dtype).newbyteorder("=") != dtype.newbyteorder("="):
             raise ValueError(f"out is {out.dtype} {tuple(out.shape)}; {dtype} {shape}, as the image, is expected. Make it with these.")
         if _same_storage(out, image):
@@ -414,10 +418,6 @@ def _target(image: Any, source: Any, out: Any) -> Any:
                 "out shares memory with the image, which is never written to; a separate array is expected. Use numpy.empty_like(image)."
             )
         return out
-    if _kind(image) == "zarr":
-        import zarr
-
-        return zarr.create_array({}, shape=shape, dtype=dtype, chunks=source.chunks)
     needed = int(np.prod([int(extent) for extent in shape], dtype=object)) * dtype.itemsize
     available = available_memory()
     if available is not None and needed > available:
@@ -425,6 +425,10 @@ def _target(image: Any, source: Any, out: Any) -> Any:
             f"the result of shape {shape} needs {needed:,} bytes, {available:,} are free. Give out=, a memory map or "
             "zarr array, or a dask array."
         )
+    if _kind(image) == "zarr":
+        import zarr
+
+        return zarr.create_array({}, shape=shape, dtype=dtype, chunks=source.chunks)
     return np.empty(shape, dtype)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import sys
 import threading
 from collections import OrderedDict, deque
@@ -60,7 +61,7 @@ def choose_device(device: str | None) -> str:
     """
     if device in (None, "auto"):
         return _best_device()
-    if not isinstance(device, str) or device.split(":")[0] not in ("cpu", "cuda", "mps"):
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise ValueError(f"device is {device!r}; 'cpu', 'cuda', 'cuda:N' or 'mps' is expected. Leave it out to have one chosen.")
     if device == "cpu":
         return device
@@ -70,6 +71,8 @@ def choose_device(device: str | None) -> str:
     there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
     if not there:
         raise ValueError(f"device is {device!r}, but torch finds no such device here. Use device='cpu', or install a torch build for it.")
+    if ":" in device and int(device.split(":")[1]) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device is {device!r}; there are {count}, 'cuda:0' to 'cuda:{count - 1}' are expected. Use one of them.")
     return device
 
 

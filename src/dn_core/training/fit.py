@@ -348,6 +348,7 @@ def _new_network(recipe: Recipe) -> DnResNet:
 
 
 def _start_weights(recipe: Recipe) -> dict[str, Tensor]:
+    """The weights of the model that the recipe starts from."""
     from dn_core.models.registry import resolve
 
     checkpoint = load_checkpoint(resolve(recipe.start))
