@@ -644,6 +644,15 @@ def test_a_stopped_and_resumed_run_gives_the_same_weights(bank, tmp_path, precis
     assert (tmp_path / "parts" / "state.safetensors").read_bytes() == (tmp_path / "whole" / "state.safetensors").read_bytes()
 
 
+def test_two_runs_in_one_folder_are_kept_apart(bank, tmp_path):
+    first = fit(RECIPE, bank, tmp_path / "run")
+    next(first)
+    with pytest.raises(BlockingIOError, match="another training is running in this folder"):
+        next(fit(RECIPE, bank, tmp_path / "run"))
+    first.close()
+    assert next(fit(RECIPE, bank, tmp_path / "run")).done > 0
+
+
 def test_a_run_of_separable_blocks_resumes_too(bank, tmp_path):
     recipe = change(network=paper_config(5, block="separable"), phases=(Phase(6, 1, 16),), epoch=2)
     whole = train(recipe, bank, tmp_path / "whole", precision="float32")
@@ -825,13 +834,13 @@ def test_a_full_disk_leaves_the_previous_state_whole(folder, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
         "try: next(steps)\n"
         "except OSError as error: print(error.errno)\n"
-        "print(before == open(out + '/state.safetensors', 'rb').read(), os.listdir(out))\n"
+        "print(before == open(out + '/state.safetensors', 'rb').read(), sorted(os.listdir(out)))\n"
     )
     path = tmp_path / "tiny.toml"
     path.write_text(TOML)
     command = [sys.executable, "-c", code, str(path), str(folder), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split("\n")[:2] == ["27", "True ['state.safetensors']"], done.stderr  # 27: EFBIG
+    assert done.stdout.split("\n")[:2] == ["27", "True ['state.safetensors', 'training.lock']"], done.stderr  # 27: EFBIG
     resumed = train(load_recipe(path), load_bank(folder, smallest=16), tmp_path / "run")
     assert resumed.read_bytes() == train(load_recipe(path), load_bank(folder, smallest=16), tmp_path / "whole").read_bytes()
 

@@ -5,6 +5,7 @@ Everything random in a step comes from (seed, stage, rank, step), so resuming ne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, read_tensors, save_checkpoint, write_tensors
@@ -29,6 +31,7 @@ __all__ = ["TrainProgress", "bfloat16_helps", "fit", "train"]
 
 STATE_KEY = "dn_resnet_training"
 STATE_FILE = "state.safetensors"
+LOCK_FILE = "training.lock"
 REPORT_STEPS = 20
 WEIGHT_FLOOR = 8 / 255
 SCORE_SIGMA = 25 / 255
@@ -84,6 +87,8 @@ def fit(
     ------
     ValueError
         When images are smaller than the recipe's patches, or `out` holds the state of another recipe, other data or another precision.
+    BlockingIOError
+        When another training is running in `out`.
     FloatingPointError
         When the loss or its gradient is not finite; the last good state stays.
     """
@@ -102,15 +107,16 @@ def fit(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(recipe, bank, device, precision, stage, rank)
-    run.resume(folder / STATE_FILE, allow)
-    try:
-        yield from _steps(run, folder / STATE_FILE, save_seconds)
-    finally:
-        # A signal may come amid a change of the weights; then what was saved before stays.
-        if run.whole:
-            run.save(folder / STATE_FILE)
-    path = folder / f"{recipe.name}.safetensors"
-    save_checkpoint(path, run.checkpoint())
+    with _alone_in(folder):
+        run.resume(folder / STATE_FILE, allow)
+        try:
+            yield from _steps(run, folder / STATE_FILE, save_seconds)
+        finally:
+            # A signal may come amid a change of the weights; then what was saved before stays.
+            if run.whole:
+                run.save(folder / STATE_FILE)
+        path = folder / f"{recipe.name}.safetensors"
+        save_checkpoint(path, run.checkpoint())
     yield TrainProgress(run.step, recipe.steps, run.epoch, run.loss, 0.0, run.megapixels, 0.0, 0.0, run.score(), path)
 
 
@@ -338,6 +344,20 @@ def _megapixels_left(recipe: Recipe, step: int) -> float:
         left += max(phase.steps - max(step, 0), 0) * phase.batch * phase.patch**2 / 1e6
         step -= phase.steps
     return left
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second training out of the folder; the system lets go of the lock when a process dies."""
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(11, "another training is running in this folder; stop it, or choose another folder", str(folder)) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _new_network(recipe: Recipe) -> DnResNet:
