@@ -644,6 +644,15 @@ def test_a_stopped_and_resumed_run_gives_the_same_weights(bank, tmp_path, precis
     assert (tmp_path / "parts" / "state.safetensors").read_bytes() == (tmp_path / "whole" / "state.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("loss", ["edge-a", "edge-b"])
+def test_the_loss_of_the_recipe_is_the_one_made_small(loss, bank, tmp_path):
+    """The same first batch, so the losses differ by the edges alone."""
+    recipe = RECIPE.with_steps(1)
+    plain = load_checkpoint(train(recipe, bank, tmp_path / "mse")).weights
+    edges = load_checkpoint(train(change(recipe, loss=loss), bank, tmp_path / loss)).weights
+    assert any((plain[name] != edges[name]).any() for name in plain)
+
+
 def test_two_runs_in_one_folder_are_kept_apart(bank, tmp_path):
     first = fit(RECIPE, bank, tmp_path / "run")
     next(first)

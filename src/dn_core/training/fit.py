@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, read_tensors, save_checkpoint, write_tensors
 from dn_core.inference.engines import choose_device
+from dn_core.losses import edge_aware, mse
 from dn_core.networks import DnResNet
 from dn_core.noise import Noise, Noisy, noise_from_dict
 from dn_core.training.bank import Bank, load_bank
@@ -179,7 +180,7 @@ class _Run:
         clean, noisy, means = self._batch(phase)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             denoised = self.network(self._with_map(noisy), means)
-        loss = _weighted_loss(denoised, clean, noisy.std, self.recipe.loss_weight)
+        loss = _loss(self.recipe, denoised, clean, noisy.std)
         value = float(loss.detach())
         self._check_finite("loss", value)
         factor = _rate_factor(self.recipe, self.step)
@@ -323,12 +324,13 @@ def _steps(run: _Run, state_path: Path, save_seconds: float) -> Iterator[TrainPr
             yield TrainProgress(run.step, total, run.epoch, run.loss, lr, run.megapixels, rate, left, score)
 
 
-def _weighted_loss(denoised: Tensor, clean: Tensor, std: Tensor, weight: str) -> Tensor:
-    squared = (denoised - clean).square()
-    if weight == "none":
-        return squared.mean()
-    variance = std.square().mean(dim=(1, 2, 3), keepdim=True)
-    return (squared * (variance + WEIGHT_FLOOR**2).rsqrt()).mean()
+def _loss(recipe: Recipe, denoised: Tensor, clean: Tensor, std: Tensor) -> Tensor:
+    patch_weight = None
+    if recipe.loss_weight == "noise":
+        patch_weight = (std.square().mean(dim=(1, 2, 3), keepdim=True) + WEIGHT_FLOOR**2).rsqrt()
+    if recipe.loss == "mse":
+        return mse(denoised, clean, patch_weight)
+    return edge_aware(denoised, clean, recipe.loss, patch_weight=patch_weight)  # type: ignore[arg-type]
 
 
 def _rate_factor(recipe: Recipe, step: int) -> float:

@@ -37,6 +37,8 @@ class Recipe:
     ----------
     noise
         Tables for `dn_core.noise.noise_from_dict`.
+    loss
+        ``"mse"``, or the edge-aware loss with the edge map ``"edge-a"`` or ``"edge-b"`` (`dn_core.losses`).
     loss_weight
         ``"noise"`` divides each patch's squared error by ``sqrt(noise variance + (8/255)^2)``, so that noisy patches do not rule a
         mixture; ``"none"`` is plain mean squared error.
@@ -57,6 +59,7 @@ class Recipe:
     phases: tuple[Phase, ...] = (Phase(20_000),)
     description: str = ""
     noise_text: str = ""
+    loss: str = "mse"
     loss_weight: str = "noise"
     optimizer: str = "muon"
     lr: float = 2e-3
@@ -68,7 +71,12 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        allowed = {"loss_weight": ("noise", "none"), "optimizer": ("muon", "adamw"), "schedule": ("cosine", "constant")}
+        allowed = {
+            "loss": ("mse", "edge-a", "edge-b"),
+            "loss_weight": ("noise", "none"),
+            "optimizer": ("muon", "adamw"),
+            "schedule": ("cosine", "constant"),
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; one of {values} is expected. Change the recipe.")
