@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dn_core.errors import CheckpointError, DnError, ImageFileError, UnknownModelError
     from dn_core.inference.denoise import Model, Progress, denoise, denoise_steps, engine_name, load_model
     from dn_core.models.registry import model_names
-    from dn_core.training.fit import train
+    from dn_core.training.cascade import train
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,7 @@ _HOMES = {
     "engine_name": "inference.denoise",
     "load_model": "inference.denoise",
     "model_names": "models.registry",
-    "train": "training.fit",
+    "train": "training.cascade",
 }
 
 

@@ -164,7 +164,7 @@ def train(
 
         from dn_core.memory import keep_freed_memory
         from dn_core.training.bank import load_bank
-        from dn_core.training.fit import fit
+        from dn_core.training.cascade import train_stages
         from dn_core.training.recipes import load_recipe
 
         keep_freed_memory()
@@ -178,13 +178,17 @@ def train(
             f"{loaded.name}: {len(bank.images)} images, {len(bank.held_out)} held out, "
             f"{len(bank.skipped)} files skipped, {loaded.steps} steps"
         )
-        with _bar("training") as advance, contextlib.closing(fit(loaded, bank, out, device=device, allow=tuple(allow or ()))) as progress:
+        with (
+            _bar("training") as advance,
+            contextlib.closing(train_stages(loaded, bank, out, device=device, allow=tuple(allow or ()))) as progress,
+        ):
             for step in progress:
                 advance(step.done, step.total)
                 if step.path is None and (step.done % loaded.epoch == 0 or step.done == step.total):
                     score = "" if step.psnr is None else f"held-out PSNR at sigma 25 {step.psnr:.2f} dB, "
+                    stage = f"stage {step.stage + 1} of {step.stages}, " if step.stages > 1 else ""
                     _say(
-                        f"epoch {step.epoch}: loss {step.loss:.5f}, {score}{step.megapixels:.0f} Mpx, "
+                        f"{stage}epoch {step.epoch}: loss {step.loss:.5f}, {score}{step.megapixels:.0f} Mpx, "
                         f"{step.megapixels_per_second:.2f} Mpx/s, {step.seconds_left / 60:.0f} min left"
                     )
                 if step.path is not None:

@@ -28,7 +28,8 @@ from dn_core.inference.denoise import load_model
 from dn_core.network_config import NetworkConfig, half_resolution_config, paper_config
 from dn_core.networks import DnResNet
 from dn_core.training.bank import Bank, load_bank, to_grey
-from dn_core.training.fit import bfloat16_helps, fit, train
+from dn_core.training.cascade import train
+from dn_core.training.fit import bfloat16_helps, fit
 from dn_core.training.optimizers import Muon, build_optimizers
 from dn_core.training.recipes import Phase, Recipe, load_recipe, recipe_names
 

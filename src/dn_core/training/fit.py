@@ -6,6 +6,7 @@ Everything random in a step comes from (seed, stage, rank, step), so resuming ne
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import time
@@ -24,14 +25,15 @@ from dn_core.inference.engines import choose_device
 from dn_core.losses import edge_aware, mse
 from dn_core.networks import DnResNet
 from dn_core.noise import Noise, Noisy, noise_from_dict
-from dn_core.training.bank import Bank, load_bank
+from dn_core.training.bank import Bank
 from dn_core.training.optimizers import build_optimizers
-from dn_core.training.recipes import Phase, Recipe, load_recipe
+from dn_core.training.recipes import Phase, Recipe
 
-__all__ = ["TrainProgress", "bfloat16_helps", "fit", "train"]
+__all__ = ["TrainProgress", "bfloat16_helps", "differences", "fit"]
 
 STATE_KEY = "dn_resnet_training"
 STATE_FILE = "state.safetensors"
+COUNTERS = ("step", "loss", "megapixels", "epoch_loss", "epoch_sum")
 LOCK_FILE = "training.lock"
 REPORT_STEPS = 20
 WEIGHT_FLOOR = 8 / 255
@@ -41,9 +43,10 @@ SCORE_IMAGES, SCORE_SIZE = 16, 256
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """Where a training is: steps done of total, and how it goes.
+    """Where a training is: steps done of total, and how it goes; in a training of several stages, in which stage (from 0).
 
-    `psnr` (of the held-out images at sigma 25) is there at the end of an epoch, `path` (of the finished model) at the end.
+    `loss` is a running mean, `epoch_loss` that of the last whole epoch. `psnr` (of the held-out images at sigma 25) is there at the end
+    of an epoch, `path` (of the finished model) at the end.
     """
 
     done: int
@@ -56,6 +59,9 @@ class TrainProgress:
     seconds_left: float
     psnr: float | None = None
     path: Path | None = None
+    epoch_loss: float = math.nan
+    stage: int = 0
+    stages: int = 1
 
 
 def fit(
@@ -69,6 +75,8 @@ def fit(
     rank: int = 0,
     save_seconds: float = 30.0,
     allow: tuple[str, ...] = (),
+    first: DnResNet | None = None,
+    enough: float | None = None,
 ) -> Generator[TrainProgress]:
     """Train `recipe` on `bank`; the model appears as ``out/<recipe.name>.safetensors``.
 
@@ -83,6 +91,10 @@ def fit(
 
     allow
         Settings, such as ``"recipe.phases"``, in which the run found may differ from this one; it goes on with the new ones.
+    first
+        The network to start with, of the recipe's settings, instead of random weights or the recipe's `start`.
+    enough
+        End before the last step, after an epoch whose mean loss is at most this.
 
     Raises
     ------
@@ -107,36 +119,20 @@ def fit(
         precision = "bfloat16" if bfloat16_helps(device) else "float32"
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(recipe, bank, device, precision, stage, rank)
+    run = _Run(recipe, bank, device, precision, stage, rank, first)
     with _alone_in(folder):
         run.resume(folder / STATE_FILE, allow)
         try:
-            yield from _steps(run, folder / STATE_FILE, save_seconds)
+            yield from _steps(run, folder / STATE_FILE, save_seconds, enough)
         finally:
             # A signal may come amid a change of the weights; then what was saved before stays.
             if run.whole:
                 run.save(folder / STATE_FILE)
         path = folder / f"{recipe.name}.safetensors"
         save_checkpoint(path, run.checkpoint())
-    yield TrainProgress(run.step, recipe.steps, run.epoch, run.loss, 0.0, run.megapixels, 0.0, 0.0, run.score(), path)
-
-
-def train(recipe: str | Path | Recipe, images: str | Path | Bank, out: str | Path, **options: Any) -> Path:
-    """Train to the end and give the model's file; `fit` is the generator under it, with the same `options`.
-
-    Parameters
-    ----------
-    recipe
-        The name of a shipped recipe, a TOML file, or a `Recipe`.
-    images
-        A folder of clean images, or a `Bank`.
-    """
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    bank = images if isinstance(images, Bank) else load_bank(images, smallest=max(phase.patch for phase in loaded.phases))
-    path = Path(out)
-    for step in fit(loaded, bank, out, **options):
-        path = step.path or path
-    return path
+    yield TrainProgress(
+        run.step, recipe.steps, run.epoch, run.loss, 0.0, run.megapixels, 0.0, 0.0, run.score(), path, epoch_loss=run.epoch_loss
+    )
 
 
 def bfloat16_helps(device: str) -> bool:
@@ -155,13 +151,17 @@ def bfloat16_helps(device: str) -> bool:
 class _Run:
     """The moving parts of one training: network, average, optimizers, step."""
 
-    def __init__(self, recipe: Recipe, bank: Bank, device: str, precision: str, stage: int, rank: int) -> None:
+    def __init__(
+        self, recipe: Recipe, bank: Bank, device: str, precision: str, stage: int, rank: int, first: DnResNet | None = None
+    ) -> None:
         self.recipe, self.bank, self.precision = recipe, bank, precision
         self.device = torch.device(device)
         self.stage, self.rank, self.step, self.loss, self.megapixels = stage, rank, 0, math.nan, 0.0
+        self.epoch_loss, self.epoch_sum = math.nan, 0.0
         self.network = _new_network(recipe)
-        if recipe.start:
-            self.network.load_state_dict(_start_weights(recipe))
+        if first is not None or recipe.start:
+            self.network.load_state_dict(_start_weights(recipe) if first is None else first.state_dict())
+        self.start = _fingerprint(self.network) if first is not None or recipe.start else ""
         self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.optimizers = build_optimizers(self.network, recipe.optimizer, recipe.lr)
@@ -197,6 +197,10 @@ class _Run:
         self.step += 1
         self.megapixels += clean.numel() / 1e6
         self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
+        self.epoch_sum += value
+        if self.step % self.recipe.epoch == 0 or self.step == self.recipe.steps:
+            self.epoch_loss = self.epoch_sum / ((self.step - 1) % self.recipe.epoch + 1)
+            self.epoch_sum = 0.0
         self.whole = True
         return value
 
@@ -269,9 +273,7 @@ class _Run:
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer{number}.{index}.{name}": value for name, value in state.items()}
         arrays = {name: value.detach().to("cpu", torch.float32).numpy() for name, value in tensors.items()}
-        write_tensors(
-            path, arrays, {STATE_KEY: json.dumps({**self._identity(), "step": self.step, "loss": self.loss, "megapixels": self.megapixels})}
-        )
+        write_tensors(path, arrays, {STATE_KEY: json.dumps({**self._identity(), **{name: getattr(self, name) for name in COUNTERS}})})
 
     def resume(self, path: Path, allow: tuple[str, ...] = ()) -> None:
         """Go on from `path`, if it is there and of the same recipe, data and precision but for what is in `allow`."""
@@ -283,7 +285,7 @@ class _Run:
                 f"{path} is not the state of a training; one written by dn-resnet train is expected. Choose another output folder."
             )
         state = json.loads(metadata[STATE_KEY])
-        if different := _differences(self._identity(), state, allow):
+        if different := differences(self._identity(), state, allow):
             raise ValueError(
                 f"{path} belongs to another training ({'; '.join(different)}); the same is expected. Choose another output folder, or "
                 "allow these to differ."
@@ -299,18 +301,22 @@ class _Run:
         # Another optimizer, if allowed, begins without memory.
         for number, optimizer in enumerate(self.optimizers if state.get("recipe", {}).get("optimizer") == self.recipe.optimizer else ()):
             _restore(optimizer, _under(f"optimizer{number}.", values), self.device)
-        self.step, self.loss, self.megapixels = state["step"], state["loss"], state["megapixels"]
+        for name in COUNTERS:
+            setattr(self, name, state.get(name, getattr(self, name)))
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
         recipe = json.loads(json.dumps(self.recipe.as_dict()))
-        return {"recipe": recipe, "data": self.data, "precision": self.precision, "stage": self.stage, "rank": self.rank}
+        return {
+            **{"recipe": recipe, "data": self.data, "precision": self.precision},
+            **{"stage": self.stage, "rank": self.rank, "start": self.start},
+        }
 
 
-def _steps(run: _Run, state_path: Path, save_seconds: float) -> Iterator[TrainProgress]:
+def _steps(run: _Run, state_path: Path, save_seconds: float, enough: float | None) -> Iterator[TrainProgress]:
     total = run.recipe.steps
     began, begun, saved = time.monotonic(), run.megapixels, time.monotonic()
-    while run.step < total:
+    while run.step < total and not (enough is not None and run.epoch_loss <= enough):
         run.advance()
         end_of_epoch = run.step % run.recipe.epoch == 0 or run.step == total
         if end_of_epoch or time.monotonic() - saved > save_seconds:
@@ -321,7 +327,7 @@ def _steps(run: _Run, state_path: Path, save_seconds: float) -> Iterator[TrainPr
             left = _megapixels_left(run.recipe, run.step) / max(rate, 1e-9)
             lr = run.recipe.lr * _rate_factor(run.recipe, run.step)
             score = run.score() if end_of_epoch else None
-            yield TrainProgress(run.step, total, run.epoch, run.loss, lr, run.megapixels, rate, left, score)
+            yield TrainProgress(run.step, total, run.epoch, run.loss, lr, run.megapixels, rate, left, score, epoch_loss=run.epoch_loss)
 
 
 def _loss(recipe: Recipe, denoised: Tensor, clean: Tensor, std: Tensor) -> Tensor:
@@ -379,6 +385,10 @@ def _start_weights(recipe: Recipe) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()}
 
 
+def _fingerprint(network: DnResNet) -> str:
+    return hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in network.state_dict().values())).hexdigest()
+
+
 def _under(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
@@ -398,7 +408,8 @@ def _restore(optimizer: torch.optim.Optimizer, values: dict[str, Tensor], device
         optimizer.state[parameter][name] = value
 
 
-def _differences(mine: dict[str, Any], theirs: dict[str, Any], allow: tuple[str, ...]) -> list[str]:
+def differences(mine: dict[str, Any], theirs: dict[str, Any], allow: tuple[str, ...]) -> list[str]:
+    """What keeps two trainings from being the same, in words, but for the settings named in `allow`."""
     flat_mine = {**mine, **{f"recipe.{key}": value for key, value in mine["recipe"].items()}}
     flat_theirs = {**theirs, **{f"recipe.{key}": value for key, value in theirs.get("recipe", {}).items()}}
     names = [name for name in flat_mine if name != "recipe" and name not in allow and flat_mine[name] != flat_theirs.get(name)]

@@ -49,6 +49,14 @@ class Recipe:
         Decay of the average of weights that becomes the model; 0 for none.
     start
         Name or path of a model whose weights are the first ones; empty for random ones.
+    plan
+        ``"once"`` trains the network as it is; ``"cascade"``, ``"evolve"`` and ``"evolve-once"`` train it in stages, each with all `phases`
+        as its budget (`dn_core.training.cascade`).
+    drop
+        By which part a cascade's stage must bring the loss below the stage before it to end before its budget; 0 for never.
+    new_blocks
+        First weights of blocks that come in a stage: ``"identity"`` leaves the network computing what it did, ``"paper"`` draws
+        N(0, 0.001).
     epoch
         Steps between lines of the log.
     """
@@ -67,6 +75,9 @@ class Recipe:
     warm_up: int = 100
     ema: float = 0.999
     start: str = ""
+    plan: str = "once"
+    drop: float = 0.03
+    new_blocks: str = "identity"
     epoch: int = 1000
     seed: int = 0
 
@@ -76,6 +87,8 @@ class Recipe:
             "loss_weight": ("noise", "none"),
             "optimizer": ("muon", "adamw"),
             "schedule": ("cosine", "constant"),
+            "plan": ("once", "cascade", "evolve", "evolve-once"),
+            "new_blocks": ("identity", "paper"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -83,14 +96,29 @@ class Recipe:
         for name in ("name", "description", "noise_text", "start"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; a text is expected. Change the recipe.")
-        for name, low, high in (("lr", 1e-9, 1.0), ("ema", 0.0, 0.999999), ("warm_up", 0, 10**6), ("epoch", 1, 10**7), ("seed", 0, 2**32)):
+        reals = (("lr", 1e-9, 1.0), ("ema", 0.0, 0.999999), ("drop", 0.0, 0.99))
+        for name, low, high in (*reals, ("warm_up", 0, 10**6), ("epoch", 1, 10**7), ("seed", 0, 2**32)):
             value, whole = getattr(self, name), isinstance(high, int)
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}; a {'whole ' * whole}number in {low}..{high} is expected. Change the recipe.")
         if not self.noise or not self.phases:
             raise ValueError("the recipe has no noise or no phase; at least one [[noise]] and one [[phase]] are expected. Add them.")
+        self._check_plan()
         if not self.name or not all(letter.isalnum() or letter in "._-" for letter in self.name) or not self.name[0].isalnum():
             raise ValueError(f"name is {self.name!r}; letters, digits, '.', '_' and '-' are expected. Change the recipe.")
+
+    def _check_plan(self) -> None:
+        separable = "separable" in self.network.blocks
+        if self.plan == "cascade" and (self.start or separable or not self.network.blocks):
+            raise ValueError(
+                "the plan is 'cascade', which begins without blocks and inserts full ones; a network of full blocks and no start are "
+                "expected. Change [network], start or plan."
+            )
+        if self.plan.startswith("evolve") and not (self.start and separable):
+            raise ValueError(
+                f"the plan is {self.plan!r}, which makes blocks of a trained network separable; start (a model) and separable blocks are "
+                "expected. Change start, [network] or plan."
+            )
 
     @property
     def steps(self) -> int:

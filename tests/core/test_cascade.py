@@ -1,0 +1,148 @@
+"""Cascade and evolution: which networks, in which order, from which weights, and that killing them changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+from skimage import data
+
+from dn_core.checkpoints import load_checkpoint
+from dn_core.network_config import paper_config
+from dn_core.networks import DnResNet
+from dn_core.training.bank import Bank
+from dn_core.training.cascade import Stage, plan_stages, train, train_stages
+from dn_core.training.fit import TrainProgress
+from dn_core.training.recipes import Phase, Recipe
+
+GAUSSIAN = ({"kind": "gaussian", "sigma": 25},)
+CASCADE = Recipe("grown", paper_config(7), GAUSSIAN, (Phase(6, batch=2, patch=16),), plan="cascade", epoch=2, drop=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def bank():
+    return Bank(tuple(picture()[:96, :96] for picture in (data.camera, data.coins, data.moon)), (data.page()[:96, :96],))
+
+
+@pytest.fixture(scope="module")
+def grown(bank, tmp_path_factory):
+    return train(CASCADE, bank, tmp_path_factory.mktemp("grown"), precision="float32")
+
+
+def evolve(grown, plan="evolve"):
+    return dataclasses.replace(CASCADE, name="evolved", network=paper_config(7, block="separable"), plan=plan, start=str(grown))
+
+
+def test_a_cascade_inserts_one_block_a_stage():
+    assert plan_stages(CASCADE) == (Stage(0, paper_config(3)), Stage(1, paper_config(5), (0,)), Stage(2, paper_config(7), (1,)))
+
+
+def test_evolution_goes_from_the_tail():
+    stages = plan_stages(evolve("some.safetensors"))
+    assert [stage.network.blocks for stage in stages] == [("full", "separable"), ("separable", "separable")]
+    assert [stage.new_blocks for stage in stages] == [(1,), (0,)]
+    assert [stage.new_blocks for stage in plan_stages(evolve("some.safetensors", "evolve-once"))] == [(1, 0)]
+
+
+@pytest.mark.parametrize("new_blocks", ["identity", "paper"])
+def test_a_stage_begins_where_the_one_before_ended(new_blocks):
+    """A new full block changes nothing at first; the others keep their weights."""
+    before = DnResNet(paper_config(5))
+    recipe = dataclasses.replace(CASCADE, new_blocks=new_blocks)
+    after = Stage(2, paper_config(7), (1,)).first_network(before, recipe)
+    image = torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(after(image), before(image), rtol=1e-3, atol=1e-3 if new_blocks == "paper" else 0)
+    again = Stage(2, paper_config(7), (1,)).first_network(before, recipe)
+    assert all(torch.equal(after.state_dict()[name], again.state_dict()[name]) for name in after.state_dict())
+
+
+def test_all_new_weights_of_a_near_identity_block_can_learn():
+    network = Stage(0, paper_config(5, block="separable"), (0,)).first_network(DnResNet(paper_config(5)), CASCADE)
+    network(torch.rand(2, 1, 24, 24)).square().mean().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in network.blocks[0].parameters())
+
+
+def test_the_model_is_the_last_stages_with_the_history_of_all(grown):
+    model, last = load_checkpoint(grown), load_checkpoint(grown.parent / "stage-2" / "grown.safetensors")
+    assert model.config == paper_config(7)
+    assert all((model.weights[name] == last.weights[name]).all() for name in last.weights)
+    assert model.card.recipe["plan"] == "cascade"
+    assert [(stage["layers"], stage["steps"]) for stage in model.card.training["stages"]] == [(3, 6), (5, 6), (7, 6)]
+    assert model.card.training["steps"] == 18
+
+
+def test_a_stage_ends_when_its_loss_is_low_enough(bank, tmp_path):
+    """With a drop of nearly nothing every later stage ends with its first epoch that is no worse."""
+    easy = dataclasses.replace(CASCADE, drop=1e-9, lr=1e-9, phases=(Phase(40, batch=2, patch=16),))
+    stages = load_checkpoint(train(easy, bank, tmp_path, precision="float32")).card.training["stages"]
+    assert stages[0]["steps"] == 40
+    for before, after in itertools.pairwise(stages):
+        assert after["steps"] % easy.epoch == 0
+        assert after["steps"] == 40 or after["loss"] <= before["loss"]
+    assert min(stage["steps"] for stage in stages) < 40
+
+
+@pytest.mark.parametrize("kills", [(1,), (4, 2), (1, 1, 1, 1, 1, 1)])
+def test_a_killed_cascade_and_evolution_give_the_same_weights(kills, bank, grown, tmp_path):
+    for recipe, whole in ((CASCADE, grown), (evolve(grown), None)):
+        whole = whole or train(recipe, bank, tmp_path / "whole", precision="float32")
+        out = tmp_path / recipe.name
+        for count in kills:
+            steps = train_stages(recipe, bank, out, precision="float32", save_seconds=0)
+            for _ in itertools.islice(steps, count):
+                pass
+            steps.close()
+        resumed = train(recipe, bank, out, precision="float32")
+        assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_finished_stages_are_not_done_again(bank, grown):
+    reports = list(train_stages(CASCADE, bank, grown.parent, precision="float32"))
+    assert [type(report) for report in reports] == [TrainProgress]
+    assert reports[0].path == grown
+
+
+def test_progress_says_which_stage(bank, tmp_path):
+    seen = [(report.stage, report.stages) for report in train_stages(CASCADE, bank, tmp_path, precision="float32")]
+    assert seen[0] == (0, 3)
+    assert seen[-1] == (2, 3)
+    assert seen == sorted(seen)
+
+
+def test_another_recipe_or_a_changed_stage_is_refused(bank, grown, tmp_path):
+    out = tmp_path / "run"
+    train(CASCADE, bank, out, precision="float32")
+    with pytest.raises(ValueError, match=r"recipe\.lr: 0\.002 there, 0\.1 here"):
+        train(dataclasses.replace(CASCADE, lr=0.1), bank, out, precision="float32")
+    (out / "stage-1" / "grown.safetensors").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="not as its stage left it"):
+        train(CASCADE, bank, out, precision="float32")
+    (out / "stages.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        train(CASCADE, bank, out, precision="float32")
+
+
+def test_evolution_needs_a_trained_network_of_full_blocks(bank, grown, tmp_path):
+    with pytest.raises(ValueError, match="start .a model. and separable blocks are expected"):
+        dataclasses.replace(evolve(grown), start="")
+    with pytest.raises(ValueError, match="no start are expected"):
+        dataclasses.replace(CASCADE, start="dn-fast")
+    with pytest.raises(ValueError, match="network with full blocks .9 layers. is expected"):
+        train(dataclasses.replace(evolve(grown), network=paper_config(9, block="separable")), bank, tmp_path)
+
+
+def test_the_state_is_plain_data(grown):
+    state = json.loads((grown.parent / "stages.json").read_text())
+    assert set(state) == {"recipe", "data", "done"}
+    assert [set(entry) for entry in state["done"]] == [{"stage", "layers", "steps", "loss", "megapixels", "sha256"}] * 3
