@@ -778,7 +778,7 @@ def test_a_stopped_training_goes_on_with_the_same_command(to_train_on, name, cod
         rest = child.stderr.read()
     assert child.returncode == code, rest
     assert "Traceback" not in rest
-    assert listed(tmp_path / "run") == ["state.safetensors"]
+    assert listed(tmp_path / "run") == ["state.safetensors", "training.lock"]
     for out in ("run", "whole"):
         assert dn_resnet(*arguments, tmp_path / out).returncode == 0
     assert (tmp_path / "run" / "own.safetensors").read_bytes() == (tmp_path / "whole" / "own.safetensors").read_bytes()
