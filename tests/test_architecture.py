@@ -21,8 +21,8 @@ PACKAGE = SOURCES / "dn_core"
 # in circles, from other parts of its own floor.
 FLOORS = [
     [
-        *("camera", "comparison", "errors", "files", "inference.tiling", "losses", "memory", "network_config", "networks", "noise"),
-        "safe_write",
+        *("camera", "comparison", "compression", "errors", "files", "inference.tiling", "losses"),
+        *("memory", "network_config", "networks", "noise", "safe_write"),
     ],
     ["checkpoints"],
     ["inference", "models", "training"],
@@ -35,6 +35,7 @@ FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 GROUND = {part: {part} for part in FLOORS[0]}
 GROUND["comparison"] |= {"safe_write"}
 GROUND["files"] |= {"errors", "safe_write"}
+GROUND["noise"] |= {"compression"}
 GROUND["networks"] |= {"network_config"}
 CHECKPOINTS = {"errors", "network_config", "networks", "safe_write"}
 

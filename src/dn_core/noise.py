@@ -1,4 +1,4 @@
-"""What spoils an image: noise models, as DESIGN and the paper's section 4.1 define them.
+"""What spoils an image: the noise models of the paper's section 4.1, and the compression and enlarging of its section 4.4.
 
 Each model is called with clean images ``(N, 1, H, W)`` in 0..1 and a ``torch.Generator``, and gives a `Noisy`: the noisy images,
 neither clipped nor rounded, and the standard deviation of their noise. A parameter is a number, or one of `Uniform`, `LogUniform`
@@ -8,22 +8,30 @@ and `Choice`, from which a value is drawn for each image.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
+
+from dn_core import compression
 
 __all__ = [
+    "Bpg",
     "Choice",
     "Gaussian",
+    "Jpeg",
+    "Jpeg2000",
     "LogUniform",
     "Mixture",
     "Noise",
     "Noisy",
     "Poisson",
     "PoissonGaussian",
+    "SuperResolution",
     "Uniform",
     "noise_from_dict",
     "paper_mixture",
@@ -150,6 +158,64 @@ class PoissonGaussian:
 
 
 @dataclass(frozen=True, slots=True)
+class Jpeg:
+    """JPEG compression of the 8-bit image at `quality` 1..100, drawn values rounded (section 4.4)."""
+
+    quality: Parameter
+
+    def __post_init__(self) -> None:
+        _check_parameter("quality", self.quality, positive=True, high=100)
+
+    def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
+        return _compressed(clean, self.quality, generator, lambda image, quality: compression.jpeg(image, max(1, round(quality))))
+
+
+@dataclass(frozen=True, slots=True)
+class Jpeg2000:
+    """JPEG 2000 compression of the 8-bit image to `ratio` times fewer bytes, 1..1000 (section 4.4)."""
+
+    ratio: Parameter
+
+    def __post_init__(self) -> None:
+        _check_parameter("ratio", self.ratio, positive=True, low=1, high=1000)
+
+    def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
+        return _compressed(clean, self.ratio, generator, compression.jpeg2000)
+
+
+@dataclass(frozen=True, slots=True)
+class Bpg:
+    """BPG compression of the 8-bit image, or HEVC's intra coding (`compression.bpg`), at a `quantiser` 0..51, rounded (section 4.4)."""
+
+    quantiser: Parameter
+
+    def __post_init__(self) -> None:
+        _check_parameter("quantiser", self.quantiser, positive=False, high=51)
+
+    def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
+        return _compressed(clean, self.quantiser, generator, lambda image, quantiser: compression.bpg(image, round(quantiser)))
+
+
+@dataclass(frozen=True, slots=True)
+class SuperResolution:
+    """The blur of an enlarged image: bicubic down by `factor` (antialiased) and up again, drawn values rounded (section 4.4)."""
+
+    factor: Parameter
+
+    def __post_init__(self) -> None:
+        _check_parameter("factor", self.factor, positive=True, low=1, high=16)
+
+    def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
+        """Spoil clean images ``(N, 1, H, W)`` in 0..1; the standard deviation given is the blur's error over each image."""
+        factors = _draw(self.factor, clean, generator).flatten()
+        images = [_enlarged(image[None], round(float(factor))) for image, factor in zip(clean, factors, strict=True)]
+        return _with_error(torch.cat(images), clean)
+
+
+@dataclass(frozen=True, slots=True)
 class Mixture:
     """One of several models for each image, drawn with probabilities proportional to `shares` (equal by default)."""
 
@@ -187,7 +253,10 @@ def noise_from_dict(values: Sequence[dict[str, Any]]) -> Noise:
     >>> noise_from_dict([{"kind": "gaussian", "sigma": {"uniform": [0, 75]}}])
     Gaussian(sigma=Uniform(low=0.0, high=75.0))
     """
-    kinds: dict[str, Any] = {"gaussian": Gaussian, "poisson": Poisson, "poisson-gaussian": PoissonGaussian, "paper-mixture": paper_mixture}
+    kinds: dict[str, Any] = {
+        **{"gaussian": Gaussian, "poisson": Poisson, "poisson-gaussian": PoissonGaussian, "paper-mixture": paper_mixture},
+        **{"jpeg": Jpeg, "jpeg2000": Jpeg2000, "bpg": Bpg, "super-resolution": SuperResolution},
+    }
     models, shares = [], []
     for entry in values:
         table = dict(entry)
@@ -221,11 +290,13 @@ def _parameter_from(value: Any) -> Parameter:
     )
 
 
-def _check_parameter(name: str, value: Parameter, *, positive: bool) -> None:
+def _check_parameter(name: str, value: Parameter, *, positive: bool, low: float = 0, high: float = math.inf) -> None:
     numbers = _numbers(value)
     usable = all(isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number) for number in numbers)
     if not usable or min(numbers) < 0 or (positive and min(numbers) == 0):
         raise ValueError(f"{name} is {value}; a finite {'positive' if positive else 'non-negative'} number is expected. Change {name}.")
+    if min(numbers) < low or max(numbers) > high:
+        raise ValueError(f"{name} is {value}; numbers in {low:g}..{high:g} are expected. Change {name}.")
     if isinstance(value, Uniform | LogUniform) and value.low > value.high:
         raise ValueError(f"{name} is {value}; low <= high is expected. Change {name}.")
 
@@ -248,6 +319,24 @@ def _draw(parameter: Parameter, clean: Tensor, generator: Generator) -> Tensor:
 def _normal(like: Tensor, generator: Generator) -> Tensor:
     """Standard normal numbers, drawn where the generator lives, so that one on the CPU serves every device."""
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
+
+
+def _compressed(clean: Tensor, parameter: Parameter, generator: Generator, codec: Callable[[Any, float], compression.Compressed]) -> Noisy:
+    """Each image through a codec; the standard deviation given is the codec's error over each image."""
+    values = _draw(parameter, clean, generator).flatten().tolist()
+    levels = (clean.clamp(0, 1) * 255).round().to("cpu", torch.uint8).numpy()
+    images = np.stack([codec(image[0], value).image for image, value in zip(levels, values, strict=True)])
+    return _with_error(torch.from_numpy(images)[:, None].to(clean) / 255, clean)
+
+
+def _enlarged(image: Tensor, factor: int) -> Tensor:
+    height, width = image.shape[-2:]
+    small = functional.interpolate(image, (-(-height // factor), -(-width // factor)), mode="bicubic", antialias=True)
+    return functional.interpolate(small, (height, width), mode="bicubic")
+
+
+def _with_error(image: Tensor, clean: Tensor) -> Noisy:
+    return Noisy(image, (image - clean).square().mean(dim=(1, 2, 3), keepdim=True).sqrt().expand_as(clean))
 
 
 def _poisson(rate: Tensor, generator: Generator) -> Tensor:

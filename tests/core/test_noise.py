@@ -1,13 +1,21 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from skimage import data
 
+from dn_core.compression import bpg, jpeg, jpeg2000
 from dn_core.noise import (
+    Bpg,
     Choice,
     Gaussian,
+    Jpeg,
+    Jpeg2000,
     LogUniform,
     Mixture,
     Poisson,
     PoissonGaussian,
+    SuperResolution,
     Uniform,
     noise_from_dict,
     paper_mixture,
@@ -107,6 +115,57 @@ def test_recipe_tables_give_noise():
     assert noise_from_dict([{"kind": "paper-mixture"}]) == paper_mixture()
 
 
+PHOTO = torch.from_numpy(data.camera()[None, None, 100:164, 100:180] / 255.0).float()
+
+
+@pytest.mark.parametrize(
+    ("noise", "codec"),
+    [
+        (Jpeg(20), lambda image: jpeg(image, 20)),
+        (Jpeg2000(15), lambda image: jpeg2000(image, 15)),
+        (Bpg(35), lambda image: bpg(image, 35)),
+    ],
+)
+def test_compression_is_that_of_the_codec(noise, codec):
+    pair = torch.cat([PHOTO, PHOTO.flip(-1)])
+    noisy = noise(pair, torch.Generator().manual_seed(0))
+    for image, clean, std in zip(noisy.image, pair, noisy.std, strict=True):
+        expected = codec((clean[0].numpy() * 255).round().astype(np.uint8)).image
+        assert ((image[0].numpy() * 255).round() == expected).all()
+        assert std.unique().item() == pytest.approx((image - clean).square().mean().sqrt().item(), rel=1e-5)
+
+
+def test_qualities_are_drawn_for_each_image():
+    many = PHOTO.expand(16, 1, 64, 80)
+    noisy = Jpeg(Uniform(5, 95))(many, torch.Generator().manual_seed(0))
+    assert len(set(noisy.std[:, 0, 0, 0].tolist())) > 8
+    again = Jpeg(Uniform(5, 95))(many, torch.Generator().manual_seed(0))
+    assert torch.equal(noisy.image, again.image)
+
+
+def test_super_resolution_is_bicubic_down_and_up():
+    for factor, size in ((2, (32, 40)), (3, (22, 27)), (4, (16, 20))):
+        noisy = SuperResolution(factor)(PHOTO, torch.Generator().manual_seed(0))
+        picture = Image.fromarray(PHOTO[0, 0].numpy())
+        small = picture.resize(size[::-1], Image.Resampling.BICUBIC)
+        # Pillow's cubic has a = -0.5, torch's without antialiasing -0.75: the way up is close, not equal.
+        expected = np.asarray(small.resize(picture.size, Image.Resampling.BICUBIC))
+        assert np.abs(noisy.image[0, 0].numpy() - expected)[8:-8, 8:-8].mean() < 0.01
+        assert noisy.image.shape == PHOTO.shape
+    flat = torch.full((1, 1, 30, 30), 0.3)
+    torch.testing.assert_close(SuperResolution(3)(flat, torch.Generator()).image, flat)
+
+
+def test_compression_can_be_mixed_and_read_from_a_recipe():
+    tables = [{"kind": "jpeg", "quality": {"uniform": [5, 95]}}, {"kind": "super-resolution", "factor": {"choice": [2, 3, 4]}, "share": 2}]
+    assert noise_from_dict(tables) == Mixture((Jpeg(Uniform(5, 95)), SuperResolution(Choice((2, 3, 4)))), (1.0, 2.0))
+    assert noise_from_dict([{"kind": "jpeg2000", "ratio": 20}, {"kind": "bpg", "quantiser": 30}]) == Mixture(
+        (Jpeg2000(20), Bpg(30)), (1, 1)
+    )
+    noisy = noise_from_dict(tables)(PHOTO.expand(6, 1, 64, 80), torch.Generator().manual_seed(1))
+    assert noisy.image.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -126,6 +185,10 @@ def test_recipe_tables_give_noise():
         (lambda: Mixture(()), "at least one"),
         (lambda: Mixture((Gaussian(1),), (1, 2)), "one share"),
         (lambda: noise_from_dict([{"kind": "snow"}]), "gaussian"),
+        (lambda: Jpeg(101), "numbers in 0..100"),
+        (lambda: Jpeg2000(0.5), "numbers in 1..1000"),
+        (lambda: Bpg(Uniform(20, 60)), "numbers in 0..51"),
+        (lambda: SuperResolution(0), "positive"),
         (lambda: noise_from_dict([{"kind": ["gaussian"]}]), "has kind"),
         (lambda: noise_from_dict([{"kind": "gaussian", "sigma": 1, "share": "x"}]), "share 'x'; a finite number"),
         (lambda: noise_from_dict([{"kind": "gaussian", "sigma": 1, "share": -1}]), "0 or more"),
