@@ -53,9 +53,10 @@ class _TrainCommand(TyperCommand):
     """Its help ends with the recipes there are, which are looked up only then."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        from dn_core.training.recipes import recipe_names
+        from dn_core.training.recipes import recipe_descriptions
 
-        self.epilog = f"Shipped recipes: {', '.join(recipe_names())}."
+        with formatter.section("Shipped recipes"):
+            formatter.write_dl(sorted(recipe_descriptions().items()))
         super().format_epilog(ctx, formatter)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from PIL import Image
 from skimage import data
 
 from dn_core.checkpoints import load_checkpoint
@@ -140,6 +143,57 @@ def test_evolution_needs_a_trained_network_of_full_blocks(bank, grown, tmp_path)
         dataclasses.replace(CASCADE, start="dn-fast")
     with pytest.raises(ValueError, match="network with full blocks .9 layers. is expected"):
         train(dataclasses.replace(evolve(grown), network=paper_config(9, block="separable")), bank, tmp_path)
+
+
+TOY = """
+base = "paper-blind"
+name = "toy"
+epoch = 4
+
+[network]
+family = "paper"
+layers = 7
+
+[[phase]]
+steps = 12
+batch = 2
+patch = 32
+"""
+TOY_EVOLVED = TOY.replace('"toy"', '"toy-ds"').replace("layers = 7", 'layers = 7\nblock = "separable"')
+
+
+def dn_resnet_killed(command, kills, line):
+    """Run a command line; `kills` times it is killed when it says `line`, then it may end."""
+    for _ in range(kills):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+            while line not in (said := child.stderr.readline()):
+                assert said, "the training ended before it could be killed"
+            child.kill()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_cascade_and_evolution_though_killed(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    pictures = (data.camera, data.coins, data.moon, data.page, data.text, data.clock, data.brick, data.grass, data.gravel, data.cell)
+    for picture in pictures:
+        Image.fromarray(picture()[:160, :160]).save(images / f"{picture.__name__}.png")
+    (tmp_path / "toy.toml").write_text(TOY)
+    (tmp_path / "ds.toml").write_text(f'plan = "evolve"\nstart = "{(tmp_path / "whole" / "toy.safetensors").as_posix()}"\n' + TOY_EVOLVED)
+
+    def command(recipe, out):
+        arguments = ["train", str(tmp_path / recipe), "--data", str(images), "--out", str(tmp_path / out)]
+        return [sys.executable, "-m", "dn_core.cli", *arguments]
+
+    dn_resnet_killed(command("toy.toml", "whole"), 0, "")
+    dn_resnet_killed(command("toy.toml", "killed"), 2, "stage 2 of 3, epoch")
+    dn_resnet_killed(command("ds.toml", "evolved"), 2, "stage 1 of 2, epoch")
+    assert (tmp_path / "whole" / "toy.safetensors").read_bytes() == (tmp_path / "killed" / "toy.safetensors").read_bytes()
+    evolved = load_checkpoint(tmp_path / "evolved" / "toy-ds.safetensors")
+    assert evolved.config == paper_config(7, block="separable")
 
 
 def test_the_state_is_plain_data(grown):

@@ -27,11 +27,12 @@ from dn_core.checkpoints import load_checkpoint, read_tensors, write_tensors
 from dn_core.inference.denoise import load_model
 from dn_core.network_config import NetworkConfig, half_resolution_config, paper_config
 from dn_core.networks import DnResNet
+from dn_core.noise import noise_from_dict, paper_mixture
 from dn_core.training.bank import Bank, load_bank, to_grey
 from dn_core.training.cascade import train
 from dn_core.training.fit import bfloat16_helps, fit
 from dn_core.training.optimizers import Muon, build_optimizers
-from dn_core.training.recipes import Phase, Recipe, load_recipe, recipe_names
+from dn_core.training.recipes import Phase, Recipe, load_recipe, recipe_descriptions, recipe_names
 
 GAUSSIAN = ({"kind": "gaussian", "sigma": 25},)
 RECIPE = Recipe(
@@ -318,6 +319,24 @@ def test_shipped_recipes_are_valid(name):
     assert recipe.description
     assert recipe.network.planes_in == 1
     json.dumps(recipe.as_dict())
+
+
+def test_a_recipe_may_build_on_another(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "paper-edge-a"\nname = "mine"\n')
+    expected = dataclasses.replace(load_recipe("paper-blind"), name="mine", loss="edge-a")
+    assert load_recipe(path) == dataclasses.replace(expected, description=recipe_descriptions()["paper-edge-a"])
+    path.write_text('base = "no-such"\nname = "mine"\n')
+    with pytest.raises(ValueError, match=r"base is 'no-such'; a shipped recipe, one of dn-fast"):
+        load_recipe(path)
+
+
+def test_the_papers_levels_are_there():
+    names = [name for name in recipe_names() if name.startswith(("paper-gaussian-", "paper-poisson-"))]
+    noises = [noise_from_dict(load_recipe(name).noise) for name in names]
+    mixture = paper_mixture()
+    expected = [type(model)(level) for model in mixture.models for level in (getattr(model, "sigma", None) or model.peak).values]
+    assert sorted(map(repr, noises)) == sorted(map(repr, expected))
 
 
 def test_there_are_recipes():

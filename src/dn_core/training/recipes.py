@@ -11,7 +11,7 @@ from typing import Any
 
 from dn_core.network_config import NetworkConfig, half_resolution_config, paper_config
 
-__all__ = ["Phase", "Recipe", "load_recipe", "recipe_names"]
+__all__ = ["Phase", "Recipe", "load_recipe", "recipe_descriptions", "recipe_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class Phase:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a model is trained; every field but `name`, `network` and `noise` has a default that trains well.
+
+    A file may begin with ``base = "another"``, a shipped recipe whose settings it has but for those that it names.
 
     Parameters
     ----------
@@ -157,6 +159,11 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
+def recipe_descriptions() -> dict[str, str]:
+    """What each shipped recipe is for, in a sentence."""
+    return {name: str(_with_base(tomllib.loads(_content(name).decode("utf-8")))["description"]) for name in recipe_names()}
+
+
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """A shipped recipe by name, or a TOML file.
 
@@ -169,18 +176,32 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """
     from dn_core.noise import noise_from_dict  # brings torch, which the names of recipes do not need
 
-    if str(name_or_path) in recipe_names():
-        content = (resources.files("dn_core.training") / "recipes" / f"{name_or_path}.toml").read_bytes()
-    elif Path(name_or_path).is_file():
-        content = Path(name_or_path).read_bytes()
-    else:
-        raise FileNotFoundError(2, f"no such recipe; a TOML file or one of {', '.join(recipe_names())} is expected", str(name_or_path))
+    content = _content(name_or_path)
     try:
-        recipe = _recipe_from(tomllib.loads(content.decode("utf-8")))
+        recipe = _recipe_from(_with_base(tomllib.loads(content.decode("utf-8"))))
         noise_from_dict(recipe.noise)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"the recipe {name_or_path} cannot be used: {error}. See the shipped recipes for the form.") from error
     return recipe
+
+
+def _content(name_or_path: str | Path) -> bytes:
+    if str(name_or_path) in recipe_names():
+        return (resources.files("dn_core.training") / "recipes" / f"{name_or_path}.toml").read_bytes()
+    if Path(name_or_path).is_file():
+        return Path(name_or_path).read_bytes()
+    raise FileNotFoundError(2, f"no such recipe; a TOML file or one of {', '.join(recipe_names())} is expected", str(name_or_path))
+
+
+def _with_base(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with ``base = "another"`` has all of that one's settings but those that it names itself."""
+    own = dict(values)
+    if "base" not in own:
+        return own
+    base = own.pop("base")
+    if base not in recipe_names():
+        raise ValueError(f"base is {base!r}; a shipped recipe, one of {', '.join(recipe_names())}, is expected")
+    return {**_with_base(tomllib.loads(_content(base).decode("utf-8"))), **own}
 
 
 def _recipe_from(values: dict[str, Any]) -> Recipe:
