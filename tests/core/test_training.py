@@ -28,6 +28,7 @@ from dn_core.inference.denoise import load_model
 from dn_core.network_config import NetworkConfig, half_resolution_config, paper_config
 from dn_core.networks import DnResNet
 from dn_core.noise import noise_from_dict, paper_mixture
+from dn_core.training import fit as fit_module
 from dn_core.training.bank import Bank, load_bank, to_grey
 from dn_core.training.cascade import train
 from dn_core.training.fit import bfloat16_helps, fit
@@ -758,11 +759,11 @@ def test_a_stop_amid_a_change_of_the_weights_keeps_what_was_saved_before(bank, t
     assert train(RECIPE, bank, tmp_path / "parts", precision="float32").read_bytes() == expected.read_bytes()
 
 
-@pytest.mark.parametrize(("save_seconds", "saved"), [(0, 20), (3600, None)])
+@pytest.mark.parametrize(("save_seconds", "saved"), [(0, 20), (3600, 0)])
 def test_the_state_is_saved_as_often_as_asked(save_seconds, saved, bank, tmp_path):
     steps = fit(change(epoch=1000), bank, tmp_path, save_seconds=save_seconds)
     assert next(steps).done == 20
-    assert (state_of(tmp_path)[1]["step"] if (tmp_path / "state.safetensors").exists() else None) == saved
+    assert state_of(tmp_path)[1]["step"] == saved
     steps.close()
     assert state_of(tmp_path)[1]["step"] == 20
 
@@ -840,13 +841,33 @@ def test_what_is_not_finite_stops_the_run_with_the_last_good_state(sigma, what, 
     run_some(recipe, bank, tmp_path, 1, precision="float32")
     before, state = state_of(tmp_path)
     wild = change(recipe, noise=({"kind": "gaussian", "sigma": sigma},))
-    with pytest.raises(FloatingPointError, match=f"{what} at step 10; a finite one is expected"):
+    with (
+        pytest.warns(RuntimeWarning, match=f"{what} at step 10; going on from step 10 at half the learning rate"),
+        pytest.raises(FloatingPointError, match=f"{what} at step 10; a finite one is expected"),
+    ):
         list(fit(wild, bank, tmp_path, precision="float32", allow=("recipe.noise",)))
-    after, _ = state_of(tmp_path)
-    assert state["step"] == 10
+    after, later = state_of(tmp_path)
+    assert (state["step"], state["rate"]) == (10, 1.0)
+    assert (later["step"], later["rate"]) == (10, 0.5)
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)
     assert not (tmp_path / "tiny.safetensors").exists()
+
+
+def test_one_bad_batch_halves_the_rate_and_the_run_ends(bank, tmp_path, monkeypatch):
+    """The loss of one step is spoilt as a flipped bit would: the run goes back to what it saved and does not stop."""
+    real, calls = fit_module._loss, []
+
+    def spoilt(*arguments):
+        calls.append(1)
+        return real(*arguments) * (float("nan") if len(calls) == 15 else 1.0)
+
+    monkeypatch.setattr(fit_module, "_loss", spoilt)
+    with pytest.warns(RuntimeWarning, match="at step 14; going on from step 10 at half"):
+        reports = list(fit(RECIPE, bank, tmp_path, precision="float32"))
+    assert reports[-1].path.exists()
+    assert state_of(tmp_path)[1]["rate"] == 0.5
+    assert len(calls) == RECIPE.steps + 5
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no limit on the size of files")

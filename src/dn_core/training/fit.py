@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ __all__ = ["TrainProgress", "bfloat16_helps", "differences", "fit"]
 
 STATE_KEY = "dn_resnet_training"
 STATE_FILE = "state.safetensors"
-COUNTERS = ("step", "loss", "megapixels", "epoch_loss", "epoch_sum")
+COUNTERS = ("step", "loss", "megapixels", "epoch_loss", "epoch_sum", "rate")
 LOCK_FILE = "training.lock"
 REPORT_STEPS = 20
 WEIGHT_FLOOR = 8 / 255
@@ -103,7 +104,8 @@ def fit(
     BlockingIOError
         When another training is running in `out`.
     FloatingPointError
-        When the loss or its gradient is not finite; the last good state stays.
+        When the loss or its gradient is not finite for the second time; the last good state stays. The first time, the run goes on from
+        there at half the learning rate, with a RuntimeWarning.
     """
     choose_device(device)
     if precision not in ("auto", "bfloat16", "float32"):
@@ -123,7 +125,7 @@ def fit(
     with _alone_in(folder):
         run.resume(folder / STATE_FILE, allow)
         try:
-            yield from _steps(run, folder / STATE_FILE, save_seconds, enough)
+            yield from _steps(run, folder / STATE_FILE, save_seconds, enough, allow)
         finally:
             # A signal may come amid a change of the weights; then what was saved before stays.
             if run.whole:
@@ -157,7 +159,7 @@ class _Run:
         self.recipe, self.bank, self.precision = recipe, bank, precision
         self.device = torch.device(device)
         self.stage, self.rank, self.step, self.loss, self.megapixels = stage, rank, 0, math.nan, 0.0
-        self.epoch_loss, self.epoch_sum = math.nan, 0.0
+        self.epoch_loss, self.epoch_sum, self.rate = math.nan, 0.0, 1.0
         self.network = _new_network(recipe)
         if first is not None or recipe.start:
             self.network.load_state_dict(_start_weights(recipe) if first is None else first.state_dict())
@@ -183,7 +185,7 @@ class _Run:
         loss = _loss(self.recipe, denoised, clean, noisy.std)
         value = float(loss.detach())
         self._check_finite("loss", value)
-        factor = _rate_factor(self.recipe, self.step)
+        factor = self.rate * _rate_factor(self.recipe, self.step)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
@@ -275,7 +277,7 @@ class _Run:
         arrays = {name: value.detach().to("cpu", torch.float32).numpy() for name, value in tensors.items()}
         write_tensors(path, arrays, {STATE_KEY: json.dumps({**self._identity(), **{name: getattr(self, name) for name in COUNTERS}})})
 
-    def resume(self, path: Path, allow: tuple[str, ...] = ()) -> None:
+    def resume(self, path: Path, allow: tuple[str, ...]) -> None:
         """Go on from `path`, if it is there and of the same recipe, data and precision but for what is in `allow`."""
         if not path.exists():
             return
@@ -304,6 +306,16 @@ class _Run:
         for name in COUNTERS:
             setattr(self, name, state.get(name, getattr(self, name)))
 
+    def go_back(self, path: Path, error: FloatingPointError, allow: tuple[str, ...]) -> None:
+        """Go on from the last state saved, at half the learning rate; the second time the error stands."""
+        if self.rate < 1:
+            raise error
+        self.resume(path, allow)
+        self.rate /= 2
+        self.save(path)
+        what = str(error).partition(";")[0]
+        warnings.warn(f"{what}; going on from step {self.step} at half the learning rate.", RuntimeWarning, stacklevel=4)
+
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
         recipe = json.loads(json.dumps(self.recipe.as_dict()))
@@ -313,11 +325,17 @@ class _Run:
         }
 
 
-def _steps(run: _Run, state_path: Path, save_seconds: float, enough: float | None) -> Iterator[TrainProgress]:
+def _steps(run: _Run, state_path: Path, save_seconds: float, enough: float | None, allow: tuple[str, ...]) -> Iterator[TrainProgress]:
     total = run.recipe.steps
     began, begun, saved = time.monotonic(), run.megapixels, time.monotonic()
+    if not state_path.exists():
+        run.save(state_path)
     while run.step < total and not (enough is not None and run.epoch_loss <= enough):
-        run.advance()
+        try:
+            run.advance()
+        except FloatingPointError as error:
+            run.go_back(state_path, error, allow)
+            continue
         end_of_epoch = run.step % run.recipe.epoch == 0 or run.step == total
         if end_of_epoch or time.monotonic() - saved > save_seconds:
             run.save(state_path)
@@ -325,7 +343,7 @@ def _steps(run: _Run, state_path: Path, save_seconds: float, enough: float | Non
         if end_of_epoch or run.step % REPORT_STEPS == 0:
             rate = (run.megapixels - begun) / max(time.monotonic() - began, 1e-9)
             left = _megapixels_left(run.recipe, run.step) / max(rate, 1e-9)
-            lr = run.recipe.lr * _rate_factor(run.recipe, run.step)
+            lr = run.recipe.lr * run.rate * _rate_factor(run.recipe, run.step)
             score = run.score() if end_of_epoch else None
             yield TrainProgress(run.step, total, run.epoch, run.loss, lr, run.megapixels, rate, left, score, epoch_loss=run.epoch_loss)
 
