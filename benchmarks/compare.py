@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dn_core
+from dn_core.evaluation.measure import in_threads, psnr, ssim
+from dn_core.evaluation.peers import Peer, PeerMethod, load_peer
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("quality", "speed", "cold", "memory")
@@ -57,67 +59,14 @@ Method = Callable[[Image, float], Image]
 # The peers: published networks, from their weights
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A published network: plain 3x3 convolutions with bias, and a ReLU after each but the last; `facts` are its lines of peers.json."""
-
-    facts: dict[str, Any]
-    tensors: dict[str, NDArray[np.float32]]
-
-    @property
-    def convolutions(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Weight and bias of each convolution, in order."""
-        return [(self.tensors[f"conv{index}.weight"], self.tensors[f"conv{index}.bias"]) for index in range(self.facts["layers"])]
-
-    @property
-    def takes_sigma(self) -> bool:
-        """Whether it is FFDNet: half resolution, a noise map as fifth plane, the clean image as output."""
-        return bool(self.facts["kind"] == "ffdnet")
-
-    @property
-    def weights(self) -> int:
-        """Trained numbers, biases included."""
-        return sum(tensor.size for tensor in self.tensors.values())
-
-    @property
-    def macs_per_pixel(self) -> float:
-        """Multiplications per pixel of the image."""
-        return sum(weight.size for weight, _ in self.convolutions) / (4 if self.takes_sigma else 1)
-
-
 def load_peers(folder: Path) -> dict[str, Peer]:
     """The peers of a folder with peers.json, by name."""
-    from dn_core.checkpoints import read_tensors
-
-    listed = json.loads((folder / "peers.json").read_text("utf-8"))["peers"]
-    return {facts["name"]: Peer(facts, read_tensors(folder / facts["file"])[0]) for facts in listed}
+    return {name: load_peer(folder / facts["file"]) for name, facts in peer_facts(folder).items()}
 
 
-def peer_in_torch(peer: Peer, *, channels_last: bool = False) -> Method:
-    """A peer in torch, float32; channels first is plain torch, channels last the same numbers (but for rounding) in less time."""
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
-    layers: list[nn.Module] = []
-    for weight, bias in peer.convolutions:
-        convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
-        convolution.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
-        layers += [convolution, nn.ReLU(inplace=True)]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    network = nn.Sequential(*layers[:-1]).eval().to(memory_format=layout)
-
-    def compute(image: Image, sigma: float) -> Image:
-        x = torch.from_numpy(np.asarray(image, np.float32))[None, None].contiguous(memory_format=layout)
-        with torch.inference_mode():
-            if not peer.takes_sigma:
-                return (x - network(x))[0, 0].numpy()
-            planes = functional.pixel_unshuffle(x, 2)
-            planes = torch.cat([planes, torch.full_like(planes[:, :1], sigma)], dim=1)
-            result = network(planes.contiguous(memory_format=layout))
-            return functional.pixel_shuffle(result, 2)[0, 0].numpy()
-
-    return with_even_sides(compute) if peer.takes_sigma else compute
+def peer_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What peers.json says of each peer: its file, and its scores on Set12."""
+    return {facts["name"]: facts for facts in json.loads((folder / "peers.json").read_text("utf-8"))["peers"]}
 
 
 def peer_in_openvino(peer: Peer, shape: tuple[int, int], precision: str) -> Method:
@@ -136,7 +85,7 @@ def peer_in_openvino(peer: Peer, shape: tuple[int, int], precision: str) -> Meth
         x = ops.add(x, ops.constant(bias.reshape(1, -1, 1, 1)))
         x = ops.relu(x) if index < len(peer.convolutions) - 1 else x
     x = ops.depth_to_space(x, "depth_first", 2) if peer.takes_sigma else x
-    graph = openvino.Model([x], [source, level] if peer.takes_sigma else [source], peer.facts["name"])
+    graph = openvino.Model([x], [source, level] if peer.takes_sigma else [source], peer.name)
     settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
 
@@ -145,17 +94,6 @@ def peer_in_openvino(peer: Peer, shape: tuple[int, int], precision: str) -> Meth
         if peer.takes_sigma:
             return request.infer({**inputs, 1: np.full((1, 1, 1, 1), sigma, np.float32)})[0][0, 0].copy()
         return np.asarray(image, np.float32) - request.infer(inputs)[0][0, 0]
-
-    return compute
-
-
-def with_even_sides(method: Method) -> Method:
-    """The method on images whose last row and column are repeated where a side is odd."""
-    from dn_core.inference.tiling import pad_to_multiple
-
-    def compute(image: Image, sigma: float) -> Image:
-        height, width = image.shape
-        return method(pad_to_multiple(image, (height + height % 2, width + width % 2)), sigma)[:height, :width]
 
     return compute
 
@@ -255,27 +193,6 @@ def gaussian_noise(images: list[Image], sigma: float) -> list[Image]:
     return [(image + sigma / 255 * generator.standard_normal(image.shape)).astype(np.float32) for image in images]
 
 
-def psnr(truth: Image, image: Image) -> float:
-    """Peak signal-to-noise ratio with peak 1, the image clipped to 0..1."""
-    from skimage.metrics import peak_signal_noise_ratio
-
-    return float(peak_signal_noise_ratio(truth.astype(np.float64), np.clip(image, 0, 1).astype(np.float64), data_range=1))
-
-
-def ssim(truth: Image, image: Image) -> float:
-    """Structural similarity with the settings of Wang et al. 2004: Gaussian window of sigma 1.5, population covariance."""
-    from skimage.metrics import structural_similarity
-
-    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return float(structural_similarity(truth, np.clip(image, 0, 1).astype(np.float32), data_range=1, **settings))
-
-
-def in_threads(function: Callable[..., Any], *columns: Any) -> list[Any]:
-    """Map over images with all cores: scikit-image's filters and metrics use one core each."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, *columns))
-
-
 def measure_quality(options: argparse.Namespace) -> dict[str, Any]:
     """Set12 with Gaussian noise, the loss of bfloat16 there, Set14 with Poisson and Poisson-Gaussian noise."""
     from dn_core.memory import keep_freed_memory
@@ -285,7 +202,7 @@ def measure_quality(options: argparse.Namespace) -> dict[str, Any]:
     set14 = read_images(options.data / "test" / "set14", options.limit, 256 if options.quick else None)
     peers = load_peers(options.peers)
     found = {"images": [len(set12), len(set14)], "set12": measure_set12(set12, options.models, peers)}
-    found["peers"] = check_peers(found["set12"], peers, len(set12))
+    found["peers"] = check_peers(found["set12"], peer_facts(options.peers), len(set12))
     found["bfloat16"] = {name: measure_bfloat16(set12, name) for name in options.models}
     found["told"] = [name for name in options.models if dn_core.load_model(name).config.noise_map]
     found["engine"] = dn_core.engine_name(options.models[0], "cpu", np.uint8)
@@ -295,7 +212,7 @@ def measure_quality(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_set12(images: list[Image], models: list[str], peers: dict[str, Peer]) -> dict[str, Any]:
     """Mean PSNR and SSIM of each method, by sigma."""
-    networks = {name: peer_in_torch(peer, channels_last=True) for name, peer in peers.items()}
+    networks = {name: PeerMethod(peer) for name, peer in peers.items()}
     methods: dict[str, Method] = {name: ours(name) for name in models}
     methods["DnCNN-S"] = lambda image, sigma: networks[f"dncnn_s{round(sigma * 255)}"](image, sigma)
     methods |= {"DnCNN-B": networks["dncnn_b"], "FFDNet": networks["ffdnet_gray"], "DnCNN-3": networks["dncnn3"]}
@@ -325,12 +242,12 @@ def plain_psnr(truth: Image, image: Image) -> float:
     return float(peak_signal_noise_ratio(truth, image, data_range=1))
 
 
-def check_peers(set12: dict[str, Any], peers: dict[str, Peer], count: int) -> list[dict[str, Any]]:
+def check_peers(set12: dict[str, Any], peers: dict[str, dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Each peer's PSNR beside its published figure (all of Set12), or beside the images' own figures in peers.json (a part of it)."""
     columns = {"dncnn_b": "DnCNN-B", "ffdnet_gray": "FFDNet", "dncnn3": "DnCNN-3"}
     rows = []
-    for name, peer in peers.items():
-        for sigma, facts in peer.facts["set12"].items():
+    for name, listed in peers.items():
+        for sigma, facts in listed["set12"].items():
             whole = count == len(facts["per_image"])
             expected = (facts["published"] if whole else None) or statistics.fmean(facts["per_image"][:count])
             source = "published" if whole and facts["published"] else "peers.json"
@@ -415,7 +332,7 @@ def prepare(variant: Variant, peers: dict[str, Peer], shape: tuple[int, int]) ->
     elif variant.computed_by == "OpenVINO":
         method = peer_in_openvino(peers[variant.name], shape, {"float32": "f32", "bfloat16": "bf16"}[variant.precision])
     else:
-        method = peer_in_torch(peers[variant.name]) if variant.name in peers else own_in_torch(variant.name)
+        method = PeerMethod(peers[variant.name], channels_last=False) if variant.name in peers else own_in_torch(variant.name)
 
     def run(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         clean = method(image.astype(np.float32) / np.float32(255), 25 / 255)
@@ -488,7 +405,7 @@ def engine_of(variant: Variant) -> str:
 def cost(name: str, peers: dict[str, Peer]) -> dict[str, float]:
     """Weights and multiplications per pixel of a network; nothing for a filter."""
     if name in peers:
-        return {"weights": peers[name].weights, "macs_per_pixel": peers[name].macs_per_pixel}
+        return {"weights": peers[name].parameters, "macs_per_pixel": peers[name].macs_per_pixel}
     if name in ("NLM", "TV"):
         return {}
     from dn_core.networks import count_macs, count_parameters

@@ -196,6 +196,48 @@ def train(
                     typer.echo(step.path)
 
 
+@app.command()
+def evaluate(
+    data: Annotated[list[Path], typer.Option(help="Folder of clean test images; may be given several times.")],
+    model: Annotated[list[str] | None, typer.Option(help="A name or a file; may be given several times. Default: all there are.")] = None,
+    peer: Annotated[list[Path] | None, typer.Option(help="Weights of DnCNN or FFDNet (.safetensors) to measure beside them.")] = None,
+    table: Annotated[int | None, typer.Option(min=1, max=5, help="A table of the paper to print ours beside.")] = None,
+    level: Annotated[list[str] | None, typer.Option(help="Only these levels, such as 'gaussian 25'; may be given several times.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images of each folder.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    speed: Annotated[bool, typer.Option("--speed", help="Also time each model.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table as .md, .csv and .json.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure models as the paper does: PSNR and SSIM at its levels of noise, beside its own figures."""
+    with _explained(debug):
+        from dn_core.evaluation import measure, tables
+        from dn_core.evaluation.peers import PeerMethod, load_peer
+        from dn_core.models import registry
+
+        levels = _levels(table, level)
+        sets = {folder.name: measure.read_images(folder, limit) for folder in data}
+        if len(sets) < len(data):
+            raise ValueError("two folders of --data have the same name; different ones are expected, as tables name them so.")
+        methods: list[Any] = [measure.OwnMethod(name) for name in model or [entry.name for entry in registry.entries()]]
+        methods += [PeerMethod(load_peer(path)) for path in peer or ()]
+        if len(names := {method.name for method in methods}) < len(methods):
+            raise ValueError(
+                f"two models have the same name (there are {', '.join(sorted(names))}); rename one's card, or measure it alone."
+            )
+        costs = {method.name: tables.Cost.of(method, measure.milliseconds(method) if speed else None) for method in methods}
+        scores: list[tuple[str, Any]] = []
+        with _bar("measuring") as advance:
+            for name, images in sets.items():
+                for score in measure.evaluate(methods, images, levels, seed):
+                    advance(len(scores) + 1, score.total * len(sets))
+                    scores.append((name, score))
+        found = tables.table_of(table, scores, costs)
+        if out is not None:
+            _write_table(out, f"table-{table}" if table else "scores", found)
+        typer.echo(found.as_markdown(), nl=False)
+
+
 def main() -> None:
     """Run the command line, with signals and pipes handled as a shell expects."""
     for stream in (sys.stdout, sys.stderr):
@@ -223,6 +265,28 @@ def main() -> None:
             raise
         _say(f"{type(error).__name__}: {_sentence(error)} (--debug shows where)")
         sys.exit(1)
+
+
+def _levels(table: int | None, wanted: list[str] | None) -> list[Any]:
+    """The levels of a table, or those wanted."""
+    from dn_core.evaluation import measure, tables
+
+    levels = measure.paper_levels()
+    names = wanted or list(levels)
+    if table == 5 and not wanted:
+        names = list(dict.fromkeys(row.partition(": ")[2] for row in tables.paper_rows(5)))
+    if unknown := [name for name in names if name not in levels]:
+        raise ValueError(f"there is no level {unknown[0]!r}; one of {', '.join(levels)} is expected. Change --level.")
+    return [levels[name] for name in names]
+
+
+def _write_table(folder: Path, name: str, table: Any) -> None:
+    from dn_core.safe_write import replaced_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, text in ((".md", table.as_markdown()), (".csv", table.as_csv()), (".json", table.as_json())):
+        with replaced_file(folder / f"{name}{ending}") as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def _denoise_file(

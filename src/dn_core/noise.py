@@ -20,6 +20,9 @@ from torch.nn import functional
 from dn_core import compression
 
 __all__ = [
+    "PAPER_MIXED_SIGMAS",
+    "PAPER_PEAKS",
+    "PAPER_SIGMAS",
     "Bpg",
     "Choice",
     "Gaussian",

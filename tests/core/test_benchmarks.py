@@ -56,19 +56,20 @@ def test_the_anscombe_transform_makes_the_noise_white(compare, read_noise):
 def test_peers_are_the_same_in_torch_and_openvino(compare, peers, name):
     pytest.importorskip("openvino")
     noisy = np.random.default_rng(0).random((24, 32), np.float32)
-    by_torch = compare.peer_in_torch(peers[name])(noisy, 25 / 255)
+    by_torch = compare.PeerMethod(peers[name])(noisy, 25 / 255)
     by_openvino = compare.peer_in_openvino(peers[name], noisy.shape, "f32")(noisy, 25 / 255)
     assert by_torch.shape == noisy.shape
     np.testing.assert_allclose(by_openvino, by_torch, atol=1e-4)
 
 
-def test_peers_have_the_weights_that_their_list_says(peers):
-    assert {name: peer.weights for name, peer in peers.items()} == {name: peer.facts["params"] for name, peer in peers.items()}
+def test_peers_have_the_weights_that_their_list_says(compare, peers, data_folder):
+    listed = compare.peer_facts(data_folder / "peers")
+    assert {name: peer.parameters for name, peer in peers.items()} == {name: facts["params"] for name, facts in listed.items()}
 
 
 def test_ffdnet_takes_odd_sides(compare, peers):
     noisy = np.random.default_rng(0).random((9, 11), np.float32)
-    assert compare.peer_in_torch(peers["ffdnet_gray"])(noisy, 0.1).shape == (9, 11)
+    assert compare.PeerMethod(peers["ffdnet_gray"])(noisy, 0.1).shape == (9, 11)
 
 
 def test_set14_noise_is_the_same_each_time(compare):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dn_core import files
 
-__all__ = ["Bank", "Skipped", "load_bank", "to_grey"]
+__all__ = ["Bank", "Skipped", "load_bank", "read_grey", "to_grey"]
 
 # MATLAB's rgb2gray, the rule of the field's grey test sets; Pillow's "L" differs by one grey value here and there.
 GREY = (0.298936, 0.587043, 0.114021)
@@ -129,7 +129,7 @@ def load_bank(folder: str | Path, *, smallest: int = 64, hold_out: int = 50, ski
     skipped: list[Skipped] = []
     for path in paths:
         try:
-            planes = _usable_planes(path, smallest)
+            planes = read_grey(path, smallest)
         except (ValueError, TypeError, OSError) as error:
             skipped.append(Skipped(path, str(error)))
         else:
@@ -174,7 +174,8 @@ def _equal_pairs(some: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]]) -
     return [(first, second) for first, second in candidates if np.array_equal(some[first], others[second])]
 
 
-def _usable_planes(path: Path, smallest: int) -> list[NDArray[Any]]:
+def read_grey(path: Path, smallest: int) -> list[NDArray[Any]]:
+    """The grey planes of an image file, uint8 or uint16, at least `smallest` pixels a side; a ValueError says why there are none."""
     image = files.read_image(path)
     pixels = _grey_planes(image)
     if pixels.dtype not in (np.uint8, np.uint16):
