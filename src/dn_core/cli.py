@@ -37,7 +37,7 @@ app = typer.Typer(
 # The base of all complaints about usage; typer has its own copy of click in new versions and none in old ones.
 _USAGE_ERROR: type[Any] = typer.BadParameter.__bases__[0]
 # What a bad file or a full machine raises; RuntimeError is how engines say that they cannot go on.
-_FAILURES = (ValueError, TypeError, OSError, MemoryError, RuntimeError, ArithmeticError)
+_FAILURES = (ValueError, TypeError, OSError, MemoryError, RuntimeError, ArithmeticError, ImportError)
 _IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".zarr")
 _WIDE = 250  # columns of a table that no terminal shows: nothing is wrapped
 
@@ -203,10 +203,11 @@ def evaluate(
     peer: Annotated[list[Path] | None, typer.Option(help="Weights of DnCNN or FFDNet (.safetensors) to measure beside them.")] = None,
     table: Annotated[int | None, typer.Option(min=1, max=5, help="A table of the paper to print ours beside.")] = None,
     level: Annotated[list[str] | None, typer.Option(help="Only these levels, such as 'gaussian 25'; may be given several times.")] = None,
+    figure: Annotated[int | None, typer.Option(help="A figure of the paper to draw instead: 6 (crops) or 8 (compression).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images of each folder.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     speed: Annotated[bool, typer.Option("--speed", help="Also time each model.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the table as .md, .csv and .json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table as .md, .csv and .json, or for the figure.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Measure models as the paper does: PSNR and SSIM at its levels of noise, beside its own figures."""
@@ -225,6 +226,9 @@ def evaluate(
             raise ValueError(
                 f"two models have the same name (there are {', '.join(sorted(names))}); rename one's card, or measure it alone."
             )
+        if figure is not None:
+            _draw_figure(figure, methods, sets, levels if level else levels[-1:], seed, out)
+            return
         costs = {method.name: tables.Cost.of(method, measure.milliseconds(method) if speed else None) for method in methods}
         scores: list[tuple[str, Any]] = []
         with _bar("measuring") as advance:
@@ -287,6 +291,32 @@ def _write_table(folder: Path, name: str, table: Any) -> None:
     for ending, text in ((".md", table.as_markdown()), (".csv", table.as_csv()), (".json", table.as_json())):
         with replaced_file(folder / f"{name}{ending}") as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _draw_figure(number: int, methods: list[Any], sets: dict[str, Any], levels: list[Any], seed: int, out: Path | None) -> None:
+    from dn_core.evaluation import figures
+    from dn_core.safe_write import replaced_file
+
+    if number not in (6, 8):
+        raise ValueError(f"--figure is {number}; 6 or 8 is expected. Change it.")
+    if out is None:
+        raise ValueError("--figure needs a folder to draw to; --out is expected. Add it.")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, images in sets.items():
+        path = out / f"figure-{number}-{name}.png"
+        if number == 6:
+            figures.draw_crops(path, methods, images, levels, seed)
+        else:
+            total = sum(len(settings) for _, settings in figures.codecs().values())
+            points = []
+            with _bar(name) as advance:
+                for point in figures.measure_curves(methods, images):
+                    points.append(point)
+                    advance(len(points), total)
+            figures.draw_curves(path, points)
+            with replaced_file(path.with_suffix(".csv")) as temporary:
+                temporary.write_text(figures.curves_as_csv(points), encoding="utf-8", newline="")
+        typer.echo(path)
 
 
 def _denoise_file(

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from dn_core.checkpoints import save_checkpoint, write_tensors
 from dn_core.cli import app
 from dn_core.errors import CheckpointError
+from dn_core.evaluation.figures import codecs
 from dn_core.evaluation.measure import Level, OwnMethod, evaluate, milliseconds, paper_levels, psnr, read_images, ssim
 from dn_core.evaluation.peers import PeerMethod, load_peer
 from dn_core.evaluation.tables import TABLES, Cost, paper_columns, paper_rows, table_of
@@ -197,6 +198,33 @@ def test_a_table_shows_the_papers_rows_beside_ours():
     assert table.as_markdown().count("\n| ") == 2 + len(table.rows)
 
 
+# Figures
+
+
+def test_figure_8_has_a_curve_for_each_codec(pictures, tmp_path):
+    arguments = ["evaluate", "--data", str(pictures), "--figure", "8", "--model", "dn-fast", "--limit", "1", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "figure-8-pictures.csv").read_text(encoding="utf-8"))))
+    for codec in codecs():
+        mine = [row for row in rows if row["codec"] == codec]
+        rates, scores = ([float(row[key]) for row in mine] for key in ("bits_per_pixel", "psnr_decoded"))
+        assert len(mine) >= 6
+        assert rates == sorted(rates)
+        assert scores == sorted(scores)
+        assert all(float(row["psnr_dn-fast"]) > 15 for row in mine)
+    with Image.open(tmp_path / "out" / "figure-8-pictures.png") as picture:
+        assert picture.width > picture.height > 300
+
+
+def test_figure_6_shows_every_method_between_noisy_and_clean(pictures, tmp_path):
+    arguments = ["evaluate", "--data", str(pictures), "--figure", "6", "--model", "dn-fast", "--model", "dn-resnet-13"]
+    result = CliRunner().invoke(app, [*arguments, "--level", "poisson 8", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.stderr
+    with Image.open(tmp_path / "out" / "figure-6-pictures.png") as picture:
+        assert picture.width / picture.height == pytest.approx(4 * 2.2 / (2 * 2.4), rel=0.02)  # four columns, a row for each image
+
+
 # The command
 
 
@@ -222,6 +250,8 @@ def test_table_5_compares_sets_by_name(pictures):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--figure", "7", "--out", "."], "6 or 8 is expected"),
+        (["--figure", "8"], "--out is expected"),
         (["--level", "gaussian 7"], "there is no level 'gaussian 7'; one of gaussian 10"),
         (["--model", "dn-fsat"], "Did you mean dn-fast"),
         (["--model", "dn-fast", "--model", "dn-fast"], "two models have the same name"),
