@@ -1,0 +1,149 @@
+"""The paper's claims about training, each at equal cost and with seeds: cascade, evolution, edge-aware loss.
+
+``python benchmarks/claims.py --photos DIR --test DIR --out DIR`` trains every variant (it goes on where it was stopped) and puts the table
+into ``docs/paper.md``. Cost is counted as multiplications: the weights of the network in training, times the pixels it saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dn_core.evaluation.measure import OwnMethod, evaluate, paper_levels, read_images
+from dn_core.network_config import NetworkConfig, paper_config
+from dn_core.networks import DnResNet, count_parameters
+from dn_core.training.bank import Bank, load_bank
+from dn_core.training.cascade import plan_stages, train
+from dn_core.training.recipes import Phase, Recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "paper.md"
+BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
+BATCH, PATCH = 8, 64
+EVOLUTION_SHARE = 0.5
+"""What evolution may cost, as a part of what its start has cost."""
+TITLES = {
+    "once": "one-shot",
+    "cascade": "cascade, new blocks compute nothing at first",
+    "cascade-paper": "cascade, new blocks N(0, 0.001)",
+    "edge-a": "one-shot, edge-a",
+    "edge-b": "one-shot, edge-b",
+    "evolve": "DS by evolution, from the one-shot network",
+    "evolve-once": "DS by one replacement, from the same network",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a variant reached with one seed, as means over the test images (and, for `psnr` and `ssim`, over the 16 levels)."""
+
+    variant: str
+    seed: int
+    psnr: float
+    ssim: float
+    psnr_gaussian_25: float
+
+
+def recipe_for(variant: str, seed: int, steps: int, folder: Path) -> Recipe:
+    """The recipe of a variant, which costs what `steps` steps of the whole network cost (evolution: `EVOLUTION_SHARE` of that)."""
+    base = replace(load_recipe("paper-once"), name=variant, seed=seed, optimizer="muon", lr=2e-3, schedule="cosine", warm_up=50, drop=0.0)
+    base = replace(base, phases=(Phase(steps, BATCH, PATCH),))
+    separable = paper_config(layers=13, block="separable")
+    budget = steps * weights(base.network)
+    if variant.startswith("cascade"):
+        recipe = replace(base, plan="cascade", new_blocks="paper" if variant == "cascade-paper" else "identity")
+    elif variant.startswith("evolve"):
+        start = str(folder / f"once-{seed}" / "once.safetensors")
+        recipe = replace(base, plan=variant, network=separable, start=start)
+        budget *= EVOLUTION_SHARE
+    else:
+        return replace(base, loss=variant if variant.startswith("edge") else "mse")
+    a_stage = round(budget / sum(weights(stage.network) for stage in plan_stages(recipe)))
+    return replace(recipe, phases=(Phase(a_stage, BATCH, PATCH),))
+
+
+def weights(config: NetworkConfig) -> int:
+    """Weights, which are multiplications for a pixel too: the paper's networks work at full resolution."""
+    return count_parameters(DnResNet(config))
+
+
+def rows_of(bank: Bank, test: Path, folder: Path, seeds: int, steps: int) -> Iterator[Row]:
+    """Train and score everything that is not there yet."""
+    images, levels = read_images(test), list(paper_levels().values())
+    for seed in range(seeds):
+        for variant in TITLES:
+            path = train(recipe_for(variant, seed, steps, folder), bank, folder / f"{variant}-{seed}")
+            scores = list(evaluate([OwnMethod(path)], images, levels))
+            at_25 = next(score.psnr for score in scores if score.level == "gaussian 25")
+            mean_psnr, mean_ssim = (statistics.fmean(getattr(score, name) for score in scores) for name in ("psnr", "ssim"))
+            yield Row(variant, seed, mean_psnr, mean_ssim, at_25)
+
+
+def table(rows: list[Row], test: Path, steps: int) -> str:
+    """Markdown: a row for each variant, with the spread over seeds, and its difference from what it is compared with, seed by seed."""
+    by_variant: dict[str, dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        by_variant[row.variant][row.seed] = row
+    lines = ["| | PSNR, 16 levels | SSIM, 16 levels | PSNR, sigma 25 | against | dB | SSIM |", "| --- " * 7 + "|"]
+    for variant, found in by_variant.items():
+        other = {"once": "", "evolve": "evolve-once", "evolve-once": "once"}.get(variant, "once")
+        cells = [TITLES[variant], *(spread([getattr(row, name) for row in found.values()], digits) for name, digits in COLUMNS)]
+        cells.append(TITLES[other] if other else "")
+        for name, digits in COLUMNS[:2]:
+            pairs = [getattr(row, name) - getattr(by_variant[other][seed], name) for seed, row in found.items() if other]
+            cells.append(spread(pairs, digits, signed=True) if pairs else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    megapixels = steps * BATCH * PATCH**2 / 1e6
+    note = (
+        f"{len(by_variant['once'])} seeds, mean ± standard deviation, on the {len(read_images(test))} images of {test.name}. One-shot: "
+        f"{megapixels:.0f} Mpx ({steps} steps of {BATCH} patches of {PATCH}x{PATCH}); cascades cost the same, evolutions half of it on top."
+    )
+    return "\n".join([*lines, "", note])
+
+
+COLUMNS = (("psnr", 3), ("ssim", 4), ("psnr_gaussian_25", 3))
+
+
+def spread(values: list[float], digits: int, signed: bool = False) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):{'+' if signed else ''}.{digits}f} ± {deviation:.{digits}f}"
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace what stands between the marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"{page} has no {BEGIN} ... {END}; both are expected. Put them where the table belongs.")
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Train, score, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder of clean images to train on")
+    parser.add_argument("--test", type=Path, required=True, help="folder of test images")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the trainings")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=730, help="steps of one-shot training")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    bank = load_bank(arguments.photos, smallest=PATCH, skip_bad=True)
+    rows = []
+    for row in rows_of(bank, arguments.test, arguments.out, arguments.seeds, arguments.steps):
+        rows.append(row)
+        print(json.dumps(row.__dict__), flush=True)
+    put_into(arguments.page, table(rows, arguments.test, arguments.steps))
+
+
+if __name__ == "__main__":
+    main()
