@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dn_core.errors import CheckpointError, DnError, ImageFileError, UnknownModelError
     from dn_core.inference.denoise import Model, Progress, denoise, denoise_steps, engine_name, load_model
+    from dn_core.inference.planes import blend
     from dn_core.models.registry import model_names
     from dn_core.training.cascade import train
 
@@ -29,6 +30,7 @@ __all__ = [
     "Progress",
     "UnknownModelError",
     "__version__",
+    "blend",
     "denoise",
     "denoise_steps",
     "engine_name",
@@ -45,6 +47,7 @@ _HOMES = {
     "UnknownModelError": "errors",
     "Model": "inference.denoise",
     "Progress": "inference.denoise",
+    "blend": "inference.planes",
     "denoise": "inference.denoise",
     "denoise_steps": "inference.denoise",
     "engine_name": "inference.denoise",

@@ -543,7 +543,7 @@ def test_models_with_a_noise_map_need_the_noise_and_use_it():
 
 def test_steps_count_tiles_and_end_with_the_result():
     steps = list(denoise_steps(picture((2, 50, 50)), RESIDUAL, tile=25))
-    assert [step.done for step in steps] == list(range(1, 9))
+    assert [step.done for step in steps] == [0, 0, *range(1, 9)], "both planes are checked first"
     assert all(step.total == 8 for step in steps)
     assert all(step.result is None for step in steps[:-1])
     assert steps[-1].result.shape == (2, 50, 50)
@@ -552,7 +552,7 @@ def test_steps_count_tiles_and_end_with_the_result():
 def test_closing_the_steps_stops_the_work():
     out = np.zeros((50, 40, 40), "f4")
     steps = denoise_steps(picture((50, 40, 40)) + 1, RESIDUAL, out=out)
-    assert next(steps).done == 1
+    assert next(step.done for step in steps if step.done) == 1
     steps.close()
     assert out[0].all()
     assert not out[1:].any()
@@ -727,3 +727,15 @@ print(result.shape, [str(warning.message) for warning in caught if "memory" in s
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-600:]
     assert done.stdout.startswith("(2600, 2600) ['cpu ran out of memory with tiles of 2600 pixels; smaller ones are tried.']")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32", "float64"])
+def test_a_result_blended_afterwards_is_that_of_the_amount(dtype):
+    image = picture((2, 60, 50)).astype(dtype)
+    whole = denoise(image, RESIDUAL)
+    lazy = da.from_array(image, chunks=(1, 30, 25))
+    for amount in (0, 0.3, 1):
+        expected = dn_core.blend(image, whole, amount)
+        assert np.array_equal(denoise(image, RESIDUAL, amount=amount), expected)
+        assert np.allclose(np.asarray(denoise(lazy, RESIDUAL, amount=amount), np.float64), expected, rtol=1e-6, atol=1)
+    assert np.array_equal(dn_core.blend(image, whole, 0), image)

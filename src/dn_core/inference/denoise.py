@@ -7,6 +7,7 @@ the image. The input is never written to, the output never shares memory with it
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 import time
@@ -26,6 +27,7 @@ from dn_core.inference.planes import (
     NonFinite,
     Plane,
     Statistics,
+    blend,
     check_dtype,
     find_axes,
     from_float,
@@ -49,7 +51,7 @@ FLOAT32_INTEGERS = 2.0**24
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a denoising is: tiles `done` of `total`, and the `result` with the last one."""
+    """Where a denoising is: tiles `done` of `total`, and the `result` with the last one; `done` is 0 while a stack is checked."""
 
     done: int
     total: int
@@ -173,7 +175,7 @@ def denoise_steps(
         Axis of colours or channels. Without it a last axis of 3 or 4 is taken as RGB(A); alpha (the last of 4 on a last axis) passes
         through unchanged.
     amount
-        0 gives the image back, 1 the denoised one, between them a blend.
+        0 gives the image back, 1 the denoised one, between them `dn_core.blend` of both.
     noise
         Standard deviation of the noise in image units, for models that take one; blind models take none.
     device
@@ -251,9 +253,14 @@ class Settings:
 
 def _denoise_planes(source: Any, target: Any, axes: Axes, settings: Settings) -> Iterator[Progress]:
     """All planes of an array; smaller tiles, then the CPU, are tried where memory does not suffice."""
-    known = (
-        {plane: _checked_statistics(source, plane, settings.nonfinite) for plane in axes.planes()} if isinstance(source, np.ndarray) else {}
-    )
+    known: dict[Plane, Statistics] = {}
+    if isinstance(source, np.ndarray):  # all is checked before the first pixel is written
+        planes, config = list(axes.planes()), settings.model.config
+        total = len(planes) * len(plan_tiles(axes.plane_shape, settings.first_tile(), config.halo, config.shuffle))
+        for plane in planes:
+            known[plane] = _checked_statistics(source, plane, settings.nonfinite)
+            if len(planes) > 1:
+                yield Progress(0, total, math.nan)
     for plane in axes.planes(alpha=True):
         whole = plane.index(*(slice(0, extent) for extent in axes.plane_shape))
         target[whole] = source[whole]
@@ -315,7 +322,7 @@ class _Job:
             change = np.zeros_like(change)
         if self.found.scale != 1.0:
             change = change.astype(np.float64) * self.found.scale
-        target[self.plane.index(*self.tile.target(shape))] = from_float(pixels, change * change.dtype.type(settings.amount))
+        target[self.plane.index(*self.tile.target(shape))] = blend(pixels, from_float(pixels, change), settings.amount)
 
     @property
     def _finite(self) -> NDArray[Any]:

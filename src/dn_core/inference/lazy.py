@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dn_core.inference.planes import check_dtype, find_axes, from_float, power_of_two
+from dn_core.inference.planes import blend, check_dtype, find_axes, from_float, power_of_two
 from dn_core.inference.tiling import pad_to_multiple, plan_tiles
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def denoise_dask(image: Any, settings: Settings, channel_axis: int | None, alpha
         rest = image[(slice(None),) * axis + (slice(last, None),)]
         return da.concatenate([denoise_dask(colours, settings, axis, False), rest], axis=axis).rechunk(image.chunks)
     stack, found = _after_statistics(da.moveaxis(image, axes.spatial, (-2, -1)), settings)
-    result = da.map_blocks(from_float, stack, _change(stack, found, settings), dtype=image.dtype)
+    result = da.map_blocks(_result, stack, _change(stack, found, settings), amount=settings.amount, dtype=image.dtype)
     return da.moveaxis(result, (-2, -1), axes.spatial).rechunk(image.chunks)
 
 
@@ -71,7 +71,7 @@ def _after_statistics(stack: Any, settings: Settings) -> tuple[Any, _Found]:
 
 
 def _change(stack: Any, found: _Found, settings: Settings) -> Any:
-    """What is to be subtracted from ``(..., height, width)``, times the amount."""
+    """What is to be subtracted from ``(..., height, width)``."""
     import dask.array as da
 
     config = settings.model.config
@@ -89,7 +89,11 @@ def _change(stack: Any, found: _Found, settings: Settings) -> Any:
         settings=settings,
         source_dtype=stack.dtype,
     ).rechunk(stack.chunks)
-    return da.where(found.constant, 0, change * (found.scale * settings.amount))
+    return da.where(found.constant, 0, change * found.scale)
+
+
+def _result(block: NDArray[Any], change: NDArray[Any], amount: float) -> NDArray[Any]:
+    return blend(block, from_float(block, change), amount)
 
 
 def _to_float(

@@ -19,6 +19,7 @@ __all__ = [
     "NonFinite",
     "Plane",
     "Statistics",
+    "blend",
     "check_dtype",
     "find_axes",
     "from_float",
@@ -246,6 +247,29 @@ def from_float(pixels: NDArray[Any], change: NDArray[Any]) -> NDArray[Any]:
     clipped: NDArray[Any] = np.clip(values, float(info.min), top).astype(dtype)
     # float64 cannot hold all 64-bit integers: what does not change is kept as it is.
     return np.where(change == 0, pixels, clipped) if dtype.itemsize > 4 else clipped
+
+
+def blend(image: NDArray[Any], denoised: NDArray[Any], amount: float) -> NDArray[Any]:
+    """Between an image and its denoised version: 0 gives the image, 1 the denoised one; integers are rounded.
+
+    ``denoise(image, amount=a)`` is ``blend(image, denoise(image), a)``, pixel for pixel.
+
+    Parameters
+    ----------
+    image, denoised
+        Arrays of one shape and dtype.
+    amount
+        0 to 1.
+
+    >>> blend(np.array([100, 200], np.uint8), np.array([110, 190], np.uint8), 0.25)
+    array([102, 198], dtype=uint8)
+    """
+    if amount == 1:
+        return denoised
+    wide = np.float64 if image.dtype.itemsize > 2 else np.float32
+    with np.errstate(over="ignore", invalid="ignore"):
+        change = image.astype(wide) - denoised.astype(wide)
+    return from_float(image, change * wide(amount))
 
 
 def _filled(source: Any, plane: Plane, rows: slice, columns: slice, fallback: float) -> NDArray[Any]:
