@@ -1,0 +1,120 @@
+"""Work beside the window: generators in a thread, and child processes that speak JSON lines. One way for all widgets."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Failure", "Job", "sentence", "time_left"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong in a job, as the last thing that it yields: workers' own errors are shown twice with one of the Qt bindings."""
+
+    error: Exception
+
+
+class Job:
+    """A generator that runs in a thread. What it yields reaches `step` in the main thread; the end reaches `done` or `failed`.
+
+    Parameters
+    ----------
+    steps
+        Called in the thread; gives the generator. It is closed in the thread when the job is cancelled, after the step at hand.
+    step, done, failed
+        Called in the main thread with what was yielded, with nothing, with the error. None of them after `cancel`.
+    stopped
+        Called in the main thread when the thread has ended, however it did.
+    name
+        What napari says is running, when the window is closed meanwhile; empty to let it close without a question.
+    """
+
+    def __init__(
+        self,
+        steps: Callable[[], Iterator[Any]],
+        *,
+        step: Callable[[Any], None],
+        done: Callable[[], None] = lambda: None,
+        failed: Callable[[Exception], None],
+        stopped: Callable[[], None] = lambda: None,
+        name: str = "",
+    ) -> None:
+        self._cancelled = threading.Event()
+        self._step, self._done, self._failed, self._stopped = step, done, failed, stopped
+        self.running = True
+        self._worker = _worker(self._work(steps), name)
+        self._worker.yielded.connect(self._receive)
+        self._worker.finished.connect(self._end)
+        self._failure: Failure | None = None
+        self._worker.start()
+
+    def cancel(self) -> None:
+        """Ask the thread to stop after the step at hand; nothing is called any more but `stopped`."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
+
+    def _work(self, steps: Callable[[], Iterator[Any]]) -> Callable[[], Generator[Any]]:
+        def work() -> Generator[Any]:
+            try:
+                iterator = steps()
+                with contextlib.closing(iterator) if isinstance(iterator, Generator) else contextlib.nullcontext():
+                    for item in iterator:
+                        if self._cancelled.is_set():
+                            return
+                        yield item
+            except Exception as error:
+                yield Failure(error)
+
+        return work
+
+    def _receive(self, item: Any) -> None:
+        if isinstance(item, Failure):
+            self._failure = item
+        elif not self.cancelled:
+            self._step(item)
+
+    def _end(self) -> None:
+        self.running = False
+        if not self.cancelled:
+            if self._failure is not None:
+                self._failed(self._failure.error)
+            else:
+                self._done()
+        self._stopped()
+
+
+def _worker(work: Callable[[], Generator[Any]], name: str) -> Any:
+    """napari's worker is listed as a task that closing the window asks about; superqt's is not."""
+    if name:
+        from napari.qt.threading import create_worker
+
+        work.__name__ = work.__qualname__ = name
+        return create_worker(work)
+    from superqt.utils import create_worker as create_quiet_worker
+
+    return create_quiet_worker(work)
+
+
+def sentence(error: BaseException) -> str:
+    """An error as a person should read it."""
+    text = str(error) or type(error).__name__
+    return text[0].upper() + text[1:]
+
+
+def time_left(seconds: float) -> str:
+    """Such as ``"2 min left"``; empty while it is not known.
+
+    >>> time_left(150), time_left(4.2), time_left(float("nan"))
+    ('2 min left', '4 s left', '')
+    """
+    if not seconds < float("inf"):
+        return ""
+    return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"

@@ -1,0 +1,203 @@
+"""From a layer to an array that can be denoised, and back to a layer with everything kept. No Qt here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from napari.components import Dims
+    from napari.layers import Image
+
+__all__ = ["Axes", "LazyArray", "Region", "default_axes", "highest_level", "layer_settings", "readable", "region_affine", "visible_region"]
+
+NAMES = {"T": "time points", "Z": "depths", "C": "channels", "Q": "planes", "Y": "rows", "X": "columns", "S": "colours"}
+CACHED_BYTES = 2**28
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """What the axes of an array are, a letter each: ``Y`` and ``X`` make a plane, all others are denoised one by one.
+
+    Parameters
+    ----------
+    letters
+        Such as ``"TCYX"``; ``"S"`` are the colours of an RGB(A) layer.
+    shape
+        Of the array.
+
+    Raises
+    ------
+    ValueError
+        When the letters do not fit the shape.
+    """
+
+    letters: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.letters) != len(self.shape):
+            raise ValueError(
+                f"axes are {self.letters!r}, the layer has {len(self.shape)} {self.shape}; a letter for each is expected. Change the axes."
+            )
+        if not self.letters.isalpha() or self.letters.count("Y") != 1 or self.letters.count("X") != 1:
+            raise ValueError(f"axes are {self.letters!r}; letters with one Y (rows) and one X (columns) are expected. Change the axes.")
+        if not self.letters.removesuffix("S").removesuffix("C").endswith("YX"):
+            raise ValueError(
+                f"axes are {self.letters!r}; Y and X are expected last, but for channels (C) or colours (S). Move the layer's axes first."
+            )
+
+    @property
+    def channel_axis(self) -> int | None:
+        """What `dn_core.denoise` must be told; None where it finds the planes by itself."""
+        last = len(self.shape) - 1
+        if self.letters[-1] != "X":
+            return last
+        # Any axis before the planes says that the last one, of 3 or 4 pixels, is no colour.
+        return 0 if last >= 2 and self.shape[-1] in (3, 4) else None
+
+    @property
+    def spatial(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.letters.index("Y"), self.letters.index("X")
+
+    @property
+    def alpha(self) -> bool:
+        """Whether the last colour is alpha, which is left alone."""
+        return "S" in self.letters and self.shape[self.letters.index("S")] == 4
+
+    def in_words(self) -> str:
+        """What will be done with each axis, for a person to check."""
+        words = []
+        for letter, extent in zip(self.letters, self.shape, strict=True):
+            if letter not in "YX":
+                each = "alpha left alone" if letter == "S" and self.alpha else "each denoised on its own"
+                words.append(f"{letter}: {extent} {NAMES.get(letter, 'planes')}, {each}")
+        height, width = (self.shape[axis] for axis in self.spatial)
+        return "\n".join([*words, f"YX: planes of {height} x {width} pixels"])
+
+
+def default_axes(labels: tuple[str, ...], shape: tuple[int, ...], rgb: bool) -> str:
+    """Letters for a layer's axes: from its labels, where they say it, otherwise ``TZYX`` from the right, ``Q`` beyond.
+
+    `shape` and the result include the colours of an RGB layer, `labels` do not.
+    """
+    count = len(shape) - rgb
+    first = [label[:1].upper() for label in labels]
+    if len(set(first)) == count and {"Y", "X"} <= set(first) and all(letter.isalpha() for letter in first):
+        letters = "".join(first)
+    else:
+        letters = "".join((["Q"] * max(0, count - 4)) + list("TZYX")[-count:])
+    return letters + "S" * rgb
+
+
+def highest_level(layer: Image) -> Any:
+    """The layer's array, of a multiscale one the finest."""
+    return layer.data[0] if layer.multiscale else layer.data
+
+
+def readable(data: Any) -> Any:
+    """What `dn_core.denoise_steps` reads window by window: dask arrays and other lazy ones are computed a plane at a time."""
+    root = type(data).__module__.split(".")[0]
+    return data if isinstance(data, np.ndarray) or root == "zarr" else LazyArray(data)
+
+
+class LazyArray:
+    """A lazy array (dask, xarray, ...) as one that is computed when it is sliced; the last plane is kept, since tiles overlap."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self.shape: tuple[int, ...] = tuple(int(extent) for extent in data.shape)
+        self.dtype = np.dtype(data.dtype)
+        self.ndim = len(self.shape)
+        chunks = getattr(data, "chunksize", None) or self.shape
+        self.chunks: tuple[int, ...] = tuple(max(1, int(extent)) for extent in chunks)
+        self._key: Any = None
+        self._plane: NDArray[Any] | None = None
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """The pixels of `index`."""
+        index = index if isinstance(index, tuple) else (index,)
+        if any(not isinstance(part, (slice, int, np.integer)) for part in index):
+            return np.asarray(self._data[index])
+        key = tuple(None if isinstance(part, slice) else int(part) for part in index)
+        extent = [size for size, part in zip(self.shape, key, strict=False) if part is None]
+        if math.prod(extent) * self.dtype.itemsize > CACHED_BYTES:
+            return np.asarray(self._data[index])
+        if self._plane is None or self._key != key:
+            whole = tuple(slice(None) if part is None else part for part in key)
+            self._key, self._plane = key, np.asarray(self._data[whole])
+        return self._plane[tuple(part for part in index if isinstance(part, slice))]
+
+
+def layer_settings(layer: Image) -> dict[str, Any]:
+    """All settings of a layer but its data and name, for `napari.layers.Image`: transform, units, labels, colours, limits, metadata."""
+    _, settings, _ = layer.as_layer_data_tuple()
+    settings = {key: value for key, value in settings.items() if key not in ("name", "multiscale", "visible", "locked_data_level", "cache")}
+    return {**settings, "metadata": dict(layer.metadata), "multiscale": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What is on screen: an index into the layer's array, with whole slices for colours, and where it begins on each axis of the layer."""
+
+    index: tuple[Any, ...]
+    begin: tuple[int, ...]
+
+    def crop(self, data: Any) -> NDArray[Any]:
+        """The pixels, with all axes of the array (those of one plane have length 1)."""
+        return np.asarray(data[self.index])
+
+
+def visible_region(layer: Image, dims: Dims, axes: Axes, limit: int, step: int = 64) -> Region:
+    """The part of the current plane that is on screen, at most `limit` pixels on a side, its sides multiples of `step` where it fits.
+
+    Raises
+    ------
+    ValueError
+        When the view does not show rows and columns, or nothing of the layer.
+    """
+    spatial = axes.spatial
+    if dims.ndisplay != 2:
+        raise ValueError("the preview shows planes, and the view is in 3D; press the cube button for 2D.")
+    offset = dims.ndim - layer.ndim
+    if {axis - offset for axis in dims.displayed} != set(spatial):
+        raise ValueError("the preview shows rows and columns (Y and X), and the view shows other axes; roll the dimensions back.")
+    factor = layer.downsample_factors[layer.data_level] if layer.multiscale else np.ones(layer.ndim)
+    first, last = (np.asarray(corner) * factor for corner in layer.corner_pixels)
+    current = np.round(layer.world_to_data(dims.point)).astype(int)
+    begin, index = [0] * layer.ndim, [slice(None)] * len(axes.shape)
+    for axis in range(layer.ndim):
+        extent = axes.shape[axis]
+        if axis in spatial:
+            low, high = int(max(0, math.floor(first[axis]))), int(min(extent, math.ceil(last[axis]) + 1))
+            if high - low < 2:
+                raise ValueError("nothing of the layer is on screen; press the home button.")
+            low, high = _fitted(low, high, extent, limit, step)
+        else:
+            low = int(np.clip(current[axis], 0, extent - 1))
+            high = low + 1
+        begin[axis], index[axis] = low, slice(low, high)
+    return Region(tuple(index), tuple(begin))
+
+
+def _fitted(low: int, high: int, extent: int, limit: int, step: int) -> tuple[int, int]:
+    """A stretch around the same middle whose length is a multiple of `step`, at most `limit`, within ``0..extent``."""
+    length = min(-(-(high - low) // step) * step, limit, extent)
+    begin = min(max(0, (low + high - length) // 2), extent - length)
+    return begin, begin + length
+
+
+def region_affine(layer: Image, begin: tuple[int, ...]) -> NDArray[np.float64]:
+    """The affine transform that puts a crop which begins at `begin` exactly over its layer."""
+    ndim = layer.ndim
+    origin = np.asarray(layer.data_to_world((0.0,) * ndim))
+    matrix = np.eye(ndim + 1)
+    for axis, unit in enumerate(np.eye(ndim)):
+        matrix[:ndim, axis] = np.asarray(layer.data_to_world(tuple(unit))) - origin
+    matrix[:ndim, ndim] = np.asarray(layer.data_to_world(begin))
+    return matrix
