@@ -66,8 +66,8 @@ class DenoiseWidget(Container):
         self._alive = True
         for label in (self.words, self.status):
             label.native.setWordWrap(True)
-        self.preview = Preview(viewer, self._wish, self.tell, preferences().preview)
-        self._timer = QTimer()
+        self.preview = Preview(viewer, self._wish, self.tell, preferences().preview, self.native)
+        self._timer = QTimer(self.native)
         self._connect()
         self._follow()
         self._layer_changed()
@@ -176,12 +176,15 @@ class DenoiseWidget(Container):
             if axes is None:
                 raise ValueError("there is no image layer; one is expected. Open an image, or File > Open Sample > DnResNet.")
             plan = Plan.of(self.layer.value, axes, self.options())
-            target = empty_target(plan, preferences().folder) if plan.is_large else None
+            large = plan.is_large
+            target = (
+                empty_target(plan, preferences().folder) if large else np.empty(axes.shape, np.dtype(plan.data.dtype).newbyteorder("="))
+            )
         except (ValueError, OSError) as error:
             self._fail(error)
             return
         self._stop_comparing()
-        self.result = None if target is None else Result.added(self.viewer, plan, target, 1.0)
+        self.result = Result.added(self.viewer, plan, target, 1.0) if large else None
         self._began, self._seconds = time.monotonic(), 0.0
         self.job = Job(
             lambda: _denoising(plan, target),
@@ -312,7 +315,7 @@ class DenoiseWidget(Container):
         self.tell("Copied. " + ("Paste it into napari's console." if kind == "python" else "Paste it into a shell."))
 
     def _layer_removed(self, event: Any) -> None:
-        if not self._alive or self.result is None or event.value is not self.result.layer:
+        if not self._alive or self.result is None or event.value != self.result.layer:
             return
         self.result.close()
         self.result = None
@@ -348,6 +351,7 @@ class DenoiseWidget(Container):
 
     def _gone(self, *_: Any) -> None:
         self._alive = False
+        self.preview.abandon()
         if self.job is not None:
             self.job.cancel()
         if self.result is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QObject, QTimer
 
 from napari_dnresnet.jobs import Job, sentence
 from napari_dnresnet.layers import Axes, Region, highest_level, layer_settings, readable, region_affine, visible_region
@@ -52,15 +52,21 @@ class Preview:
         Called in the main thread when a preview is due; None for none. It may raise ValueError, whose text is told.
     tell
         Called with a sentence.
+    limit
+        Pixels on a side that are shown at most.
+    parent
+        Its end is the preview's.
     """
 
-    def __init__(self, viewer: ViewerModel, wish: Callable[[], Wish | None], tell: Callable[[str], None], limit: int = 512) -> None:
+    def __init__(
+        self, viewer: ViewerModel, wish: Callable[[], Wish | None], tell: Callable[[str], None], limit: int, parent: QObject
+    ) -> None:
         self.viewer, self._wish, self._tell, self.limit = viewer, wish, tell, limit
         self.layer: Image | None = None
         self._shown: _Shown | None = None
         self._job: Job | None = None
         self._amount, self._on = 1.0, False
-        self._timer = QTimer()
+        self._timer = QTimer(parent)
         self._timer.setSingleShot(True)
         self._timer.setInterval(DELAY)
         self._timer.timeout.connect(self._compute)
@@ -99,6 +105,11 @@ class Preview:
             event.disconnect(self.refresh)
         self.viewer.layers.events.removed.disconnect(self._removed)
         self._hide()
+
+    def abandon(self) -> None:
+        """The window is gone: stop without touching it."""
+        self._on = False
+        self._cancel()
 
     def refresh(self, event: Any = None) -> None:
         """Something has changed: compute again, as soon as it stays."""
@@ -177,10 +188,10 @@ class Preview:
             self.viewer.layers.remove(layer)
 
     def _removed(self, event: Any) -> None:
-        if event.value is self.layer:
+        if event.value == self.layer:  # either may be a proxy, so that `is` would not do
             self.layer = None
             self._shown = None
-        elif self._shown is not None and event.value is self._shown.wish.layer:
+        elif self._shown is not None and event.value == self._shown.wish.layer:
             self._hide()
             self.refresh()
 
