@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from magicgui.widgets import CheckBox, ComboBox, Container, FloatSlider, FloatSpinBox, Label, LineEdit, ProgressBar, PushButton
-from qtpy.QtCore import QEvent, QObject, QTimer
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
+from napari_dnresnet.docks import Closing, image_layers, row
 from napari_dnresnet.jobs import Job, sentence, time_left
 from napari_dnresnet.layers import Axes, default_axes, highest_level, readable
-from napari_dnresnet.preview import Preview, Wish, is_preview
+from napari_dnresnet.models import model_list, model_names
+from napari_dnresnet.preview import Preview, Wish
 from napari_dnresnet.results import METADATA, Plan, Result, empty_target, model_hash, residual_settings
 from napari_dnresnet.settings import preferences
 
@@ -38,7 +40,7 @@ class DenoiseWidget(Container):
         self.result: Result | None = None
         self.job: Job | None = None
         self.layer = ComboBox(label="Layer", choices=self._layers, nullable=True)
-        self.model = ComboBox(label="Model", choices=_model_names)
+        self.model = ComboBox(label="Model", choices=model_names)
         self.axes = LineEdit(label="Axes")
         self.words = Label(value="")
         self.noise = FloatSpinBox(label="Noise level", min=0, max=1e9, value=0, step=1, visible=False)
@@ -57,10 +59,10 @@ class DenoiseWidget(Container):
         super().__init__(
             widgets=[
                 *(self.layer, self.axes, self.words, self.model, self.noise, self.amount, self.fill, self.preview_on),
-                _row(self.run, self.stop),
+                row(self.run, self.stop),
                 *(self.bar, self.status),
-                _row(self.before, self.flicker, self.residual),
-                _row(self.copy_python, self.copy_command),
+                row(self.before, self.flicker, self.residual),
+                row(self.copy_python, self.copy_command),
             ]
         )
         self._alive = True
@@ -94,20 +96,23 @@ class DenoiseWidget(Container):
         self._timer.timeout.connect(self._tick)
         self.viewer.layers.selection.events.active.connect(self._follow)
         self.viewer.layers.events.removed.connect(self._layer_removed)
-        self._watch = _Closing(self.native, self.close_down)
+        self._watch = Closing(self.native, self.close_down)
         self.native.destroyed.connect(self._gone)
+        model_list.changed.connect(self._models_changed)
 
     # What is chosen
 
     def _layers(self, widget: Any = None) -> list[tuple[str, Image]]:
-        from napari.layers import Image
-
-        return [(layer.name, layer) for layer in self.viewer.layers if isinstance(layer, Image) and not is_preview(layer)]
+        return image_layers(self.viewer)
 
     def reset_choices(self, *args: Any) -> None:
         """The layers or models have changed; napari calls this."""
         if self._alive:
             super().reset_choices(*args)
+
+    def _models_changed(self) -> None:
+        if self._alive:
+            self.model.reset_choices()
 
     def _follow(self, event: Any = None) -> None:
         """Take the layer that is selected, unless it is one of our own results."""
@@ -376,28 +381,3 @@ def _denoising(plan: Plan, target: Any) -> Iterator[Any]:
     began = time.monotonic()
     for step in denoise_steps(readable(plan.data), out=target, **options):
         yield step if step.result is None else _Facts(step, engine, sha256, time.monotonic() - began)
-
-
-class _Closing(QObject):
-    """Calls a function when a widget leaves its dock: a dock's x neither closes nor destroys what is in it."""
-
-    def __init__(self, widget: Any, closed: Any) -> None:
-        super().__init__(widget)
-        self._widget, self._closed = widget, closed
-        widget.installEventFilter(self)
-
-    def eventFilter(self, watched: Any, event: Any) -> bool:
-        """See QObject."""
-        if event.type() == QEvent.Type.ParentChange and watched.parent() is None:
-            self._closed()
-        return False
-
-
-def _model_names(widget: Any = None) -> list[str]:
-    from dn_core.models.registry import model_names
-
-    return model_names()
-
-
-def _row(*widgets: Any) -> Container:
-    return Container(widgets=list(widgets), layout="horizontal", labels=False)

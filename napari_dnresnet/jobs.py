@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Failure", "Job", "sentence", "time_left"]
+__all__ = ["Child", "Failure", "Job", "sentence", "time_left"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +120,62 @@ def time_left(seconds: float) -> str:
     if not seconds < float("inf"):
         return ""
     return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+
+
+class Child:
+    """``dn-resnet`` in a process of its own that prints JSON lines: a crash there, or running out of memory, does not reach napari.
+
+    It ends when its standard input does, so it never outlives napari, however that ends.
+
+    Parameters
+    ----------
+    arguments
+        Of ``dn-resnet``.
+    event
+        Called with each JSON line, as a dictionary.
+    ended
+        Called with the exit code, and the last lines on standard error, when the process has ended.
+    """
+
+    def __init__(self, arguments: list[str], *, event: Callable[[dict[str, Any]], None], ended: Callable[[int, str], None]) -> None:
+        from qtpy.QtCore import QProcess, QProcessEnvironment
+
+        self._event, self._ended, self._rest = event, ended, b""
+        environment = QProcessEnvironment.systemEnvironment()
+        environment.insert("PYTHONUNBUFFERED", "1")
+        environment.insert("PYTHONIOENCODING", "utf-8")
+        # No parent: a window that closes would kill it, and it could not save.
+        self.process = QProcess()
+        self.process.setProcessEnvironment(environment)
+        self.process.readyReadStandardOutput.connect(self._read)
+        self.process.finished.connect(self._end)
+        self.process.start(sys.executable, ["-m", "dn_core.cli", *arguments])
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        from qtpy.QtCore import QProcess
+
+        return self.process.state() != QProcess.ProcessState.NotRunning
+
+    def send(self, line: str) -> None:
+        """Write a line to its standard input."""
+        self.process.write(f"{line}\n".encode())
+
+    def leave(self) -> None:
+        """Let it save and end by itself; nothing is called any more."""
+        self._event, self._ended = lambda event: None, lambda code, text: None
+        self.process.closeWriteChannel()
+
+    def _read(self) -> None:
+        *lines, self._rest = (self._rest + bytes(self.process.readAllStandardOutput())).split(b"\n")
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a library's own words on standard output
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    self._event(event)
+
+    def _end(self, code: int, *_: Any) -> None:
+        self._read()
+        text = bytes(self.process.readAllStandardError()).decode("utf-8", "replace")
+        self._ended(code, "\n".join(text.strip().splitlines()[-3:]))

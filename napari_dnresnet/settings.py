@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Preferences", "preferences"]
+__all__ = ["Preferences", "preferences", "remember_registry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +25,12 @@ def preferences() -> Preferences:
         return Preferences()
     general = get_plugin_settings("napari-dnresnet").general
     return Preferences(general.device, general.preview, general.registry, general.folder)
+
+
+def remember_registry(address: str) -> None:
+    """Keep the registry's address for the next time."""
+    try:
+        from napari.settings import get_plugin_settings
+    except ImportError:
+        return
+    get_plugin_settings("napari-dnresnet").general.registry = address

@@ -1,0 +1,261 @@
+"""The dock widget "Denoising models": what there is, what each is for, and getting more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from magicgui.widgets import Container, Label, LineEdit, ProgressBar, PushButton
+from psygnal import Signal
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QHeaderView, QTableWidget, QTableWidgetItem
+
+from napari_dnresnet.docks import row
+from napari_dnresnet.jobs import Job, sentence
+from napari_dnresnet.settings import preferences, remember_registry
+
+if TYPE_CHECKING:
+    import napari
+    from dn_core.models.index import Entry
+
+__all__ = ["ModelsWidget", "card_in_words", "model_list", "model_names"]
+
+COLUMNS = ("Model", "Made for", "kB", "Where")
+WHERE = {"bundled": "comes with it", "downloaded": "downloaded", "own": "own", "remote": "to download"}
+
+
+class _ModelList:
+    """Says that there are other models than before, to all widgets that list them."""
+
+    changed = Signal()
+
+
+model_list = _ModelList()
+
+
+def model_names(widget: Any = None) -> list[str]:
+    """The models on this machine, as choices of a magicgui widget."""
+    from dn_core.models.registry import model_names as names
+
+    return names()
+
+
+def card_in_words(entry: Entry) -> str:
+    """What a person wants to know of a model."""
+    card = entry.card()
+    lines = [f"{card.name}: {card.description}", f"Made for: {card.noise or 'not said'}"]
+    if card.scores:
+        lines.append("Scores (dB): " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in card.scores.items()))
+    if steps := card.training.get("steps"):
+        lines.append(f"Trained for {steps:,} steps ({card.training.get('megapixels', 0):,.0f} megapixels)")
+    lines.append(f"Licence: {card.licence or 'not said'}; {entry.bytes / 1000:,.0f} kB; sha256 {entry.sha256[:16]}...")
+    return "\n".join(lines)
+
+
+class ModelsWidget(Container):
+    """List, look at, add, download and delete models."""
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        self.viewer = viewer
+        self.job: Job | None = None
+        self.table = QTableWidget(0, len(COLUMNS))
+        self.card = Label(value="")
+        self.add = PushButton(text="Add a file ...")
+        self.delete = PushButton(text="Delete")
+        self.registry = LineEdit(label="Registry", value=preferences().registry)
+        self.look = PushButton(text="Look there")
+        self.download = PushButton(text="Download")
+        self.stop = PushButton(text="Cancel")
+        self.bar = ProgressBar(value=0, min=0, max=1, visible=False)
+        self.status = Label(value="")
+        super().__init__(
+            widgets=[
+                self.card,
+                row(self.add, self.delete),
+                self.registry,
+                row(self.look, self.download, self.stop),
+                *(self.bar, self.status),
+            ]
+        )
+        self._alive, self._remote = True, list[Any]()
+        self._dress()
+        self.add.clicked.connect(lambda: self.add_file())
+        self.delete.clicked.connect(self.delete_chosen)
+        self.look.clicked.connect(self.look_there)
+        self.download.clicked.connect(self.download_chosen)
+        self.stop.clicked.connect(self.cancel)
+        self.native.destroyed.connect(self._gone)
+        model_list.changed.connect(self.refresh)
+        self.refresh()
+
+    def _dress(self) -> None:
+        self.table.setHorizontalHeaderLabels(COLUMNS)
+        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.table.verticalHeader().hide()
+        self.table.horizontalHeader().setSectionResizeMode(1, QHeaderView.ResizeMode.Stretch)
+        self.table.setMinimumHeight(160)
+        self.native.layout().insertWidget(0, self.table)
+        self.registry.tooltip = "A folder, or an address such as https://example.org/models"
+        for label in (self.card, self.status):
+            label.native.setWordWrap(True)
+            label.native.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.table.itemSelectionChanged.connect(self._show_card)
+
+    # The list
+
+    def refresh(self) -> None:
+        """Show what there is now."""
+        if not self._alive:
+            return
+        from dn_core.models import registry
+
+        chosen = self.chosen
+        here = list(registry.entries())
+        known = {(entry.name, entry.sha256) for entry in here}
+        self._entries = here + [entry for entry in self._remote if (entry.name, entry.sha256) not in known]
+        self.table.setRowCount(len(self._entries))
+        for row, entry in enumerate(self._entries):
+            name = f"{entry.name} (default)" if entry.name == registry.default_name() else entry.name
+            noise = _card_noise(entry)
+            for column, text in enumerate((name, noise, f"{entry.bytes / 1000:,.0f}", WHERE[entry.kind])):
+                item = QTableWidgetItem(text)
+                item.setToolTip(text)
+                self.table.setItem(row, column, item)
+        self.choose(chosen.name if chosen is not None else registry.default_name())
+
+    @property
+    def chosen(self) -> Entry | None:
+        """The model whose row is selected."""
+        rows = self.table.selectionModel().selectedRows()
+        return self._entries[rows[0].row()] if rows else None
+
+    def choose(self, name: str) -> None:
+        """Select a row; of two with that name the one to download comes second."""
+        for row, entry in enumerate(self._entries):
+            if entry.name == name:
+                self.table.selectRow(row)
+                break
+        self._show_card()
+
+    def _show_card(self) -> None:
+        entry = self.chosen
+        try:
+            self.card.value = "" if entry is None else card_in_words(entry)
+        except (ValueError, OSError) as error:
+            self.card.value = sentence(error)
+        busy = self.job is not None
+        self.delete.enabled = not busy and entry is not None and entry.kind in ("downloaded", "own")
+        self.download.enabled = not busy and entry is not None and entry.kind == "remote"
+        self.look.enabled = not busy
+        self.stop.enabled = self.bar.visible = busy
+
+    # What can be done
+
+    def add_file(self, path: str = "") -> None:
+        """Copy a model file into the models folder; without `path` the user is asked."""
+        path = path or QFileDialog.getOpenFileName(self.native, "Add a model", "", "Models (*.safetensors)")[0]
+        if path:
+            from dn_core.models import registry
+
+            self._try(lambda: registry.add(path), lambda entry: (f"Added {entry.name}.", entry.name))
+
+    def delete_chosen(self) -> None:
+        """Delete the model that is selected from this machine."""
+        entry = self.chosen
+        if entry is not None:
+            from dn_core.models import registry
+
+            self._try(lambda: registry.remove(entry.name), lambda _: (f"Deleted {entry.name}.", registry.default_name()))
+
+    def _try(self, act: Any, told: Any) -> None:
+        try:
+            text, name = told(act())
+        except (ValueError, OSError) as error:
+            self.tell(sentence(error))
+            return
+        model_list.changed.emit()
+        self.choose(name)
+        self.tell(text)
+
+    def look_there(self) -> None:
+        """List what the registry offers."""
+        address = self.registry.value.strip()
+        if self.job is not None:
+            return
+        if not address:
+            self.tell("No registry is named; a folder or an https address is expected. Type one above.")
+            return
+        remember_registry(address)
+
+        def steps() -> Iterator[Any]:
+            from dn_core.models.remote import remote_entries
+
+            yield remote_entries(address)
+
+        self.tell(f"Looking at {address} ...")
+        self._run(steps, self._listed)
+
+    def _listed(self, entries: tuple[Any, ...]) -> None:
+        self._remote = list(entries)
+        self.refresh()
+        count = sum(entry.kind == "remote" for entry in self._entries)
+        self.tell(f"{len(entries)} models there, {count} of them to download.")
+
+    def download_chosen(self) -> None:
+        """Fetch the model that is selected."""
+        entry, address = self.chosen, self.registry.value.strip()
+        if self.job is not None or entry is None or entry.kind != "remote":
+            return
+
+        def steps() -> Iterator[Any]:
+            from dn_core.models.remote import fetch_steps
+
+            return fetch_steps(entry.name, address)
+
+        self.tell(f"Downloading {entry.name} ...")
+        self._run(steps, lambda step: self._downloaded(entry.name, step))
+
+    def _downloaded(self, name: str, step: Any) -> None:
+        self.bar.max, self.bar.value = max(step.total, 1), step.done
+        if step.path is not None:
+            model_list.changed.emit()
+            self.choose(name)
+            self.tell(f"Downloaded {name}; it is in every list of models.")
+
+    def _run(self, steps: Any, step: Any) -> None:
+        self.job = Job(steps, step=lambda item: step(item) if self._alive else None, failed=self._fail, stopped=self._stopped)
+        self.bar.max, self.bar.value = 0, 0
+        self._show_card()
+
+    def cancel(self) -> None:
+        """Stop a download; what was there before stays."""
+        if self.job is not None:
+            self.job.cancel()
+            self.tell("Cancelled.")
+
+    def _fail(self, error: Exception) -> None:
+        self.tell(sentence(error))
+
+    def _stopped(self) -> None:
+        self.job = None
+        if self._alive:
+            self._show_card()
+
+    def tell(self, text: str) -> None:
+        """Show a sentence."""
+        if self._alive:
+            self.status.value = text
+
+    def _gone(self, *_: Any) -> None:
+        self._alive = False
+        if self.job is not None:
+            self.job.cancel()
+
+
+def _card_noise(entry: Entry) -> str:
+    try:
+        return str(entry.card().noise)
+    except (ValueError, OSError):
+        return "cannot be read"

@@ -1,0 +1,101 @@
+"""Small pictures for dock widgets: a curve that grows, and crops side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qtpy.QtCore import QPointF, QRectF, QSize, Qt
+from qtpy.QtGui import QColor, QImage, QPainter, QPen, QPolygonF
+from qtpy.QtWidgets import QWidget
+
+__all__ = ["Crops", "Curve"]
+
+MARGIN = 22
+
+
+class Curve(QWidget):
+    """Points of a score over steps, with a dashed line at a value to beat."""
+
+    def __init__(self, unit: str = "dB") -> None:
+        super().__init__()
+        self.unit, self.points, self.beat = unit, list[tuple[float, float]](), float("nan")
+        self.setMinimumHeight(110)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.points = []
+        self.update()
+
+    def add(self, step: float, value: float, beat: float) -> None:
+        """Add a point; `beat` is where the dashed line is."""
+        self.points.append((step, value))
+        self.beat = beat
+        self.update()
+
+    def sizeHint(self) -> QSize:
+        """See QWidget."""
+        return QSize(240, 120)
+
+    def paintEvent(self, event: Any) -> None:
+        """See QWidget."""
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        text = self.palette().color(self.foregroundRole())
+        painter.setPen(text)
+        area = QRectF(self.rect()).adjusted(MARGIN * 2, 6, -8, -MARGIN)
+        if not self.points:
+            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, "the score appears here")
+            return
+        steps, values = np.array(self.points).T
+        low, high = min(values.min(), self.beat), max(values.max(), self.beat)
+        room = max(high - low, 0.05) * 0.1
+        low, high, last = low - room, high + room, max(steps.max(), 1)
+
+        def place(step: float, value: float) -> QPointF:
+            return QPointF(area.left() + step / last * area.width(), area.bottom() - (value - low) / (high - low) * area.height())
+
+        painter.drawText(QPointF(2, area.top() + 10), f"{high:.1f}")
+        painter.drawText(QPointF(2, area.bottom()), f"{low:.1f}")
+        painter.drawText(QPointF(area.left(), self.height() - 5.0), f"{self.unit}, over {last:.0f} steps; dashed: the model at the start")
+        painter.setPen(QPen(text, 1, Qt.PenStyle.DashLine))
+        painter.drawLine(place(0, self.beat), place(last, self.beat))
+        painter.setPen(QPen(QColor("#4a90d9"), 2))
+        painter.drawPolyline(QPolygonF([place(step, value) for step, value in self.points]))
+
+
+class Crops(QWidget):
+    """Grey crops side by side, each with a word under it, all with the same contrast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crops: dict[str, NDArray[np.uint8]] = {}
+        self.setMinimumHeight(110)
+
+    def show_crops(self, crops: dict[str, NDArray[Any]]) -> None:
+        """Show 2-D crops by name; the first one gives the contrast."""
+        first = next(iter(crops.values()))
+        low, high = np.percentile(first, (0.5, 99.5))
+        scale = 255 / max(float(high - low), 1e-9)
+        self.crops = {name: np.ascontiguousarray(np.clip((crop - low) * scale, 0, 255).astype(np.uint8)) for name, crop in crops.items()}
+        self.update()
+
+    def sizeHint(self) -> QSize:
+        """See QWidget."""
+        return QSize(240, 140)
+
+    def paintEvent(self, event: Any) -> None:
+        """See QWidget."""
+        painter = QPainter(self)
+        painter.setPen(self.palette().color(self.foregroundRole()))
+        if not self.crops:
+            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, "before and after appear here")
+            return
+        side = min(self.width() / len(self.crops) - 4, self.height() - MARGIN)
+        for number, (name, crop) in enumerate(self.crops.items()):
+            height, width = crop.shape
+            image = QImage(crop.data, width, height, width, QImage.Format.Format_Grayscale8)
+            left = number * (side + 4)
+            painter.drawImage(QRectF(left, 0, side, side * height / width), image)
+            painter.drawText(QPointF(left + 2, side * height / width + 14), name)

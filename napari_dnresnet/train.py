@@ -1,0 +1,333 @@
+"""The dock widget "Train denoiser": a model for a lab's own noise, trained in a process of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from magicgui.widgets import ComboBox, Container, FloatSpinBox, Label, LineEdit, ProgressBar, PushButton, SpinBox
+
+from napari_dnresnet.docks import Closing, image_layers, row
+from napari_dnresnet.jobs import Child, Job, sentence, time_left
+from napari_dnresnet.layers import default_axes, highest_level, readable
+from napari_dnresnet.models import model_list, model_names
+from napari_dnresnet.pictures import Crops, Curve
+from napari_dnresnet.settings import preferences
+
+if TYPE_CHECKING:
+    import napari
+    from napari.layers import Image
+
+__all__ = ["TrainWidget", "trainings_folder"]
+
+PAIR, REPEATS, CLEAN = "Noisy layer and its clean one", "Repeats of one scene", "Clean layer, and a noise model"
+NOISES = ("gaussian", "poisson", "poisson-gaussian")
+WORDS = {
+    PAIR: "Both show the same scenes; a long exposure or an average will do as the clean one.",
+    REPEATS: "A stack of images of the same scene, each with noise of its own. No clean image is needed.",
+    CLEAN: "Noise of the kind and strength given below is put on the clean images.",
+}
+
+
+def trainings_folder() -> Path:
+    """Where trainings keep what they need to go on: beside the models."""
+    from dn_core.models.registry import models_folder
+
+    return models_folder().parent / "trainings"
+
+
+class TrainWidget(Container):
+    """Adapt a model to layers; it never ends with a worse one, since the model at the start is the first candidate."""
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        self.viewer = viewer
+        self.child: Child | None = None
+        self.job: Job | None = None
+        self.way = ComboBox(label="Learn from", choices=[PAIR, REPEATS, CLEAN], value=PAIR)
+        self.words = Label(value=WORDS[PAIR])
+        self.noisy = ComboBox(label="Noisy", choices=self._layers, nullable=True)
+        self.clean = ComboBox(label="Clean", choices=self._layers, nullable=True)
+        self.axis = SpinBox(label="Axis of repeats", value=0, min=0, max=9)
+        self.kind = ComboBox(label="Noise", choices=NOISES, value="gaussian")
+        self.sigma = FloatSpinBox(label="Sigma", value=10, min=0, max=1e6, step=0.5)
+        self.peak = FloatSpinBox(label="Photons at white", value=20, min=0.01, max=1e9)
+        self.start_from = ComboBox(label="Start from", choices=model_names)
+        self.model_name = LineEdit(label="Name", value="my-noise")
+        self.minutes = FloatSpinBox(label="Minutes", value=5, min=0.05, max=100_000, step=1)
+        self.begin = PushButton(text="Train")
+        self.pause = PushButton(text="Pause")
+        self.stop = PushButton(text="Stop, keep best")
+        self.bar = ProgressBar(value=0, min=0, max=1, visible=False)
+        self.status = Label(value="")
+        self.use = PushButton(text="Use on a layer")
+        super().__init__(
+            widgets=[
+                *(self.way, self.words, self.noisy, self.clean, self.axis, self.kind, self.sigma, self.peak),
+                *(self.start_from, self.model_name, self.minutes),
+                row(self.begin, self.pause, self.stop),
+                *(self.bar, self.status, self.use),
+            ]
+        )
+        self.curve, self.crops = Curve(), Crops()
+        for picture in (self.curve, self.crops):
+            self.native.layout().addWidget(picture)
+        self._alive, self._paused, self._finished = True, False, ""
+        for label in (self.words, self.status):
+            label.native.setWordWrap(True)
+        self._connect()
+        self._way_changed()
+
+    def _connect(self) -> None:
+        self.way.changed.connect(self._way_changed)
+        self.kind.changed.connect(self._way_changed)
+        self.begin.clicked.connect(self.start)
+        self.pause.clicked.connect(self.pause_or_go_on)
+        self.stop.clicked.connect(self.finish)
+        self.use.clicked.connect(self.use_it)
+        model_list.changed.connect(self._models_changed)
+        self._watch = Closing(self.native, self.close_down)
+        self.native.destroyed.connect(self._gone)
+
+    # What is chosen
+
+    def _layers(self, widget: Any = None) -> list[tuple[str, Image]]:
+        return image_layers(self.viewer)
+
+    def reset_choices(self, *args: Any) -> None:
+        """The layers or models have changed; napari calls this."""
+        if self._alive:
+            super().reset_choices(*args)
+            self._show_state()
+
+    def _models_changed(self) -> None:
+        if self._alive:
+            self.start_from.reset_choices()
+
+    def _way_changed(self, *_: Any) -> None:
+        way = self.way.value
+        self.words.value = WORDS[way]
+        self.noisy.visible = way != CLEAN
+        self.noisy.label = "Noisy" if way == PAIR else "Repeats"
+        self.clean.visible = way != REPEATS
+        self.axis.visible = way == REPEATS
+        self.kind.visible = way == CLEAN
+        self.sigma.visible = way == CLEAN and self.kind.value != "poisson"
+        self.sigma.label = "Sigma (grey levels)" if self.kind.value == "gaussian" else "Sigma (photons)"
+        self.peak.visible = way == CLEAN and self.kind.value != "gaussian"
+        self._show_state()
+
+    def material(self) -> dict[str, Any]:
+        """The layers' arrays by the option of ``dn-resnet finetune`` that takes them.
+
+        Raises
+        ------
+        ValueError
+            When a layer is missing.
+        """
+        wanted = {PAIR: ("noisy", "clean"), REPEATS: ("repeats",), CLEAN: ("clean",)}[self.way.value]
+        layers = {"noisy": self.noisy.value, "repeats": self.noisy.value, "clean": self.clean.value}
+        if missing := [name for name in wanted if layers[name] is None]:
+            raise ValueError(f"there is no {missing[0]} layer; an image layer is expected. Open one, and choose it above.")
+        if self.way.value == PAIR and layers["noisy"] == layers["clean"]:
+            raise ValueError(f"{layers['noisy'].name} is chosen twice; a noisy layer and its clean one are expected. Change one.")
+        return {name: _planes(layers[name]) for name in wanted}
+
+    def arguments(self) -> list[str]:
+        """The options of ``dn-resnet finetune`` but for the images."""
+        arguments = ["--name", self.model_name.value.strip(), "--start", self.start_from.value, "--minutes", f"{self.minutes.value:g}"]
+        device = preferences().device
+        arguments += ["--device", device] if device != "auto" else []
+        if self.way.value == REPEATS:
+            arguments += ["--axis", str(self.axis.value)]
+        if self.way.value == CLEAN:
+            arguments += ["--noise-kind", self.kind.value]
+            arguments += ["--sigma", f"{self.sigma.value:g}"] if self.sigma.visible else []
+            arguments += ["--peak", f"{self.peak.value:g}"] if self.peak.visible else []
+        return arguments
+
+    # Running
+
+    @property
+    def busy(self) -> bool:
+        """Whether images are being handed over, or a training runs."""
+        return self.job is not None or (self.child is not None and self.child.running)
+
+    def start(self) -> None:
+        """Hand the images over and begin, or go on with the training of that name."""
+        if self.busy:
+            return
+        from dn_core.models.index import check_name
+
+        try:
+            name = check_name(self.model_name.value.strip())
+            material, arguments = self.material(), self.arguments()
+        except ValueError as error:
+            self.tell(sentence(error))
+            return
+        folder = trainings_folder()
+        self.curve.clear()
+        self._finished, self._paused, self._told_error = "", False, ""
+        self.tell("Handing the images over ...")
+
+        def handed_over(files: dict[str, Path]) -> None:
+            images = [part for option, path in files.items() for part in (f"--{option}", str(path))]
+            command = ["finetune", *images, "--out", str(folder), *arguments, "--control"]
+            self.child = Child(command, event=self._hear, ended=self._ended)
+            self.tell("Starting (the first seconds go into loading torch) ...")
+
+        self.job = Job(
+            lambda: _hand_over(material, folder / f"{name}-images"),
+            step=handed_over,
+            failed=lambda error: self.tell(sentence(error)),
+            stopped=self._job_stopped,
+        )
+        self.bar.max, self.bar.value = 0, 0
+        self._show_state()
+
+    def _job_stopped(self) -> None:
+        self.job = None
+        self._show_state()
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        """A line of the training."""
+        if not self._alive:
+            return
+        what = event["event"]
+        if what in ("step", "epoch"):
+            self.bar.max, self.bar.value = event["total"], event["step"]
+            if event["psnr"] is not None:
+                gain = event["best"] - event["start_psnr"]
+                left = time_left(event["seconds_left"] if event["seconds_left"] is not None else float("nan"))
+                self.tell(f"Best {event['best']:.2f} dB, {gain:+.2f} dB over the start. {left}")
+        if what in ("start", "epoch") and event.get("psnr") is not None:
+            self.curve.add(event["step"], event["psnr"], event["start_psnr"])
+        if what == "preview":
+            with np.load(event["path"], allow_pickle=False) as arrays:
+                self.crops.show_crops({name: _plane(arrays[name]) for name in ("noisy", "before", "now")})
+        if what in ("paused", "resumed"):
+            self._paused = what == "paused"
+            self.tell("Paused." if self._paused else "Going on.")
+            self._show_state()
+        if what == "error":
+            self._told_error = event["message"]
+        if what == "done":
+            self._keep(event)
+
+    def _keep(self, event: dict[str, Any]) -> None:
+        """Put the finished model into the list of models."""
+        from dn_core.models import registry
+
+        name = self.model_name.value.strip()
+        try:
+            if any(entry.name == name and entry.kind == "own" for entry in registry.entries()):
+                registry.remove(name)
+            self._finished = registry.add(event["path"], name).name
+        except (ValueError, OSError) as error:
+            self.tell(f"The model is at {event['path']}, but not in the list: {sentence(error)}")
+            return
+        model_list.changed.emit()
+        if event["kept_start"]:
+            self.tell("Nothing did better than the model at the start, which was kept. Give it more minutes, or more images.")
+        else:
+            gain = event["best"] - event["start_psnr"]
+            self.tell(f"Done: {event['best']:.2f} dB, {gain:+.2f} dB over the start. {name} is in every list of models.")
+
+    def _ended(self, code: int, words: str) -> None:
+        if not self._alive:
+            return
+        if self._told_error:
+            self.tell(sentence(ValueError(self._told_error)))
+        elif not self._finished:
+            self.tell(f"The training ended by itself (code {code}). What it had saved stays; press Train to go on. {words}")
+        self._show_state()
+
+    def pause_or_go_on(self) -> None:
+        """Pause a training, or go on with it."""
+        if self.child is not None and self.child.running:
+            self.child.send("resume" if self._paused else "pause")
+
+    def finish(self) -> None:
+        """End now with the best weights so far."""
+        if self.child is not None and self.child.running:
+            self.child.send("stop")
+            self.tell("Stopping ...")
+
+    def use_it(self) -> None:
+        """Open "Denoise layer" with the new model."""
+        _, widget = self.viewer.window.add_plugin_dock_widget("napari-dnresnet", "Denoise layer")
+        widget.model.reset_choices()
+        widget.model.value = self._finished
+
+    # Showing and ending
+
+    def tell(self, text: str) -> None:
+        """Show a sentence."""
+        if self._alive:
+            self.status.value = text
+
+    def _show_state(self) -> None:
+        if not self._alive:
+            return
+        running = self.child is not None and self.child.running
+        self.begin.enabled = not self.busy
+        self.pause.enabled = self.stop.enabled = running
+        self.pause.text = "Go on" if self._paused and running else "Pause"
+        self.bar.visible = self.busy
+        self.use.enabled = bool(self._finished)
+
+    def close_down(self) -> None:
+        """The dock was closed: the training saves and ends; Train goes on with it."""
+        if self.job is not None:
+            self.job.cancel()
+        if self.child is not None and self.child.running:
+            self.child.leave()
+
+    def _gone(self, *_: Any) -> None:
+        self._alive = False
+        self.close_down()
+
+
+def _planes(layer: Image) -> Any:
+    """A layer's array with rows and columns last, and without alpha."""
+    data = highest_level(layer)
+    letters = default_axes(tuple(map(str, layer.axis_labels)), tuple(data.shape), layer.rgb)
+    return _Planes(readable(data), letters.endswith("S"))
+
+
+class _Planes:
+    """An array that is handed over plane by plane; colours come first."""
+
+    def __init__(self, data: Any, colours: bool) -> None:
+        self.data, self.colours = data, colours
+        self.shape = (min(data.shape[-1], 3), *data.shape[:-1]) if colours else tuple(data.shape)
+        self.dtype = np.dtype(data.dtype).newbyteorder("=")
+
+    def plane(self, index: tuple[int, ...]) -> Any:
+        """The plane at `index` of all axes but the last two."""
+        return np.asarray(self.data[(*index[1:], slice(None), slice(None), index[0])] if self.colours else self.data[index])
+
+
+def _hand_over(material: dict[str, _Planes], folder: Path) -> Iterator[dict[str, Path]]:
+    """Write arrays to files that the training maps into memory; files with the same content stay, so that a training goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(int(np.prod(planes.shape, dtype=object)) * planes.dtype.itemsize for planes in material.values())
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise OSError(28, f"the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free there; make room, or crop them", str(folder))
+    files = {}
+    for option, planes in material.items():
+        files[option] = folder / f"{option}.npy"
+        temporary = files[option].with_suffix(".part")
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=planes.dtype, shape=planes.shape)
+        for index in np.ndindex(planes.shape[:-2]):
+            array[index] = planes.plane(index)
+        array.flush()
+        del array
+        temporary.replace(files[option])
+    yield files
+
+
+def _plane(array: Any) -> Any:
+    return array.reshape(-1, *array.shape[-2:])[0]
