@@ -12,7 +12,7 @@ from magicgui.widgets import CheckBox, ComboBox, Container, FloatSlider, FloatSp
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
-from napari_dnresnet.docks import Closing, image_layers, row
+from napari_dnresnet.docks import Closing, image_layers, side_by_side
 from napari_dnresnet.jobs import Job, sentence, time_left
 from napari_dnresnet.layers import Axes, default_axes, highest_level, readable
 from napari_dnresnet.models import model_list, model_names
@@ -59,10 +59,10 @@ class DenoiseWidget(Container):
         super().__init__(
             widgets=[
                 *(self.layer, self.axes, self.words, self.model, self.noise, self.amount, self.fill, self.preview_on),
-                row(self.run, self.stop),
+                side_by_side(self.run, self.stop),
                 *(self.bar, self.status),
-                row(self.before, self.flicker, self.residual),
-                row(self.copy_python, self.copy_command),
+                side_by_side(self.before, self.flicker, self.residual),
+                side_by_side(self.copy_python, self.copy_command),
             ]
         )
         self._alive = True

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-__all__ = ["Closing", "image_layers", "row"]
+__all__ = ["Closing", "image_layers", "side_by_side"]
 
 
 def image_layers(viewer: ViewerModel) -> list[tuple[str, Image]]:
@@ -24,7 +24,7 @@ def image_layers(viewer: ViewerModel) -> list[tuple[str, Image]]:
     return [(layer.name, layer) for layer in viewer.layers if isinstance(layer, Image) and not is_preview(layer)]
 
 
-def row(*widgets: Any) -> Container:
+def side_by_side(*widgets: Any) -> Container:
     """Widgets side by side."""
     return Container(widgets=list(widgets), layout="horizontal", labels=False)
 

@@ -10,7 +10,7 @@ from psygnal import Signal
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QHeaderView, QTableWidget, QTableWidgetItem
 
-from napari_dnresnet.docks import row
+from napari_dnresnet.docks import side_by_side
 from napari_dnresnet.jobs import Job, sentence
 from napari_dnresnet.settings import preferences, remember_registry
 
@@ -71,9 +71,9 @@ class ModelsWidget(Container):
         super().__init__(
             widgets=[
                 self.card,
-                row(self.add, self.delete),
+                side_by_side(self.add, self.delete),
                 self.registry,
-                row(self.look, self.download, self.stop),
+                side_by_side(self.look, self.download, self.stop),
                 *(self.bar, self.status),
             ]
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from magicgui.widgets import ComboBox, Container, FloatSpinBox, Label, LineEdit, ProgressBar, PushButton, SpinBox
 
-from napari_dnresnet.docks import Closing, image_layers, row
+from napari_dnresnet.docks import Closing, image_layers, side_by_side
 from napari_dnresnet.jobs import Child, Job, sentence, time_left
 from napari_dnresnet.layers import default_axes, highest_level, readable
 from napari_dnresnet.models import model_list, model_names
@@ -67,7 +67,7 @@ class TrainWidget(Container):
             widgets=[
                 *(self.way, self.words, self.noisy, self.clean, self.axis, self.kind, self.sigma, self.peak),
                 *(self.start_from, self.model_name, self.minutes),
-                row(self.begin, self.pause, self.stop),
+                side_by_side(self.begin, self.pause, self.stop),
                 *(self.bar, self.status, self.use),
             ]
         )
