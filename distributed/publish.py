@@ -11,7 +11,6 @@ is replaced last and whole, so that a reader sees the old state or the new one, 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import sys
@@ -19,16 +18,24 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from filelock import FileLock, Timeout
+from fsspec.core import url_to_fs
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "src"))  # for a checkout where dn_core is not installed
 
-if TYPE_CHECKING:
-    from dn_core.checkpoints import Card
-    from dn_core.evaluation.measure import Image, Level
-    from dn_core.models.index import Entry, Index
+from dn_core.checkpoints import Card, load_checkpoint
+from dn_core.errors import RegistryError
+from dn_core.evaluation import measure
+from dn_core.evaluation.measure import Image, Level
+from dn_core.models import registry
+from dn_core.models.index import FILE, MAX_INDEX_BYTES, Entry, Index, check_name, content_name, index_bytes, parse_index
+from dn_core.models.web import check_address, read_whole
+from dn_core.safe_write import replaced_file
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 LEVELS = ("gaussian 10", "gaussian 25", "gaussian 50")
 TOLERANCE = 0.02
@@ -48,8 +55,6 @@ class Candidate:
 
     def record(self, version: int, more: dict[str, Any]) -> dict[str, Any]:
         """Its line in the index."""
-        from dn_core.models.index import content_name
-
         texts = {"licence": self.card.licence, "description": self.card.description, "noise": self.card.noise}
         file = content_name(self.name, self.sha256)
         return {"name": self.name, "version": version, "file": file, "sha256": self.sha256, "bytes": len(self.content)} | texts | more
@@ -69,10 +74,6 @@ class NoisyImage:
 
 def read_candidates(paths: Sequence[Path]) -> list[Candidate]:
     """Read the files again, with every check of the loader, and refuse names that no user could fetch."""
-    from dn_core.checkpoints import load_checkpoint
-    from dn_core.models import registry
-    from dn_core.models.index import check_name
-
     bundled = {entry.name: entry.sha256 for entry in registry.entries() if entry.kind == "bundled"}
     found: dict[str, Candidate] = {}
     for path in paths:
@@ -92,9 +93,6 @@ def read_candidates(paths: Sequence[Path]) -> list[Candidate]:
 
 def read_index(address: str) -> Index:
     """What is published; nothing where there is no index yet."""
-    from dn_core.models.index import FILE, MAX_INDEX_BYTES, Index, parse_index
-    from dn_core.models.web import read_whole
-
     try:
         return parse_index(read_whole(address, FILE, MAX_INDEX_BYTES), address, "remote")
     except FileNotFoundError:
@@ -103,8 +101,6 @@ def read_index(address: str) -> Index:
 
 def score(content: bytes, images: Sequence[Image], levels: Sequence[Level]) -> dict[str, float]:
     """PSNR of a model file by level."""
-    from dn_core.evaluation import measure
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         path.write_bytes(content)
@@ -120,9 +116,6 @@ def judge(
     address: str, candidate: Candidate, old: Entry | None, images: Sequence[Image], levels: Sequence[Level], tolerance: float, reason: str
 ) -> dict[str, Any]:
     """Score a model beside what it replaces; give its line in the index, or refuse it."""
-    from dn_core.evaluation import measure
-    from dn_core.models.web import read_whole
-
     noisy = {found.level: found.psnr for found in measure.evaluate([NoisyImage()], images, levels)}
     new = score(candidate.content, images, levels)
     before: dict[str, float] = {}
@@ -162,10 +155,6 @@ def publish(address: str, chosen: Sequence[tuple[Candidate, dict[str, Any]]], se
     RegistryError
         When another publisher changed, after `seen` was read, what these models were compared with.
     """
-    from dn_core.errors import RegistryError
-    from dn_core.models.index import FILE, index_bytes
-    from dn_core.models.web import MAX_INDEX_BYTES, check_address, read_whole
-
     names = {record["name"] for _, record in chosen}
     for candidate, record in chosen:
         write_blob(address, record["file"], candidate)
@@ -187,8 +176,6 @@ def publish(address: str, chosen: Sequence[tuple[Candidate, dict[str, Any]]], se
 
 def write_blob(address: str, file: str, candidate: Candidate) -> None:
     """Write a model's file unless it is there, and read it back."""
-    from dn_core.models.web import read_whole
-
     for attempt in ("there", "written"):
         with contextlib.suppress(FileNotFoundError, ValueError):
             if hashlib.sha256(read_whole(address, file, len(candidate.content))).hexdigest() == candidate.sha256:
@@ -200,15 +187,10 @@ def write_blob(address: str, file: str, candidate: Candidate) -> None:
 
 def write(address: str, file: str, content: bytes) -> None:
     """Replace a file of the registry as a whole."""
-    from dn_core.models.web import check_address
-    from dn_core.safe_write import replaced_file
-
     if check_address(address) == "folder":
         with replaced_file(Path(address) / file) as temporary:
             temporary.write_bytes(content)
         return
-    from fsspec.core import url_to_fs
-
     store, path = url_to_fs(f"{address}/{file}")
     store.pipe_file(path, content)
 
@@ -216,9 +198,6 @@ def write(address: str, file: str, content: bytes) -> None:
 @contextlib.contextmanager
 def alone(address: str) -> Iterator[None]:
     """Keep other publishers out of a folder; stores have no lock, their index is read again before and after it is replaced."""
-    from dn_core.models.web import check_address
-    from filelock import FileLock, Timeout
-
     if check_address(address) == "store":
         yield
         return
@@ -231,8 +210,6 @@ def alone(address: str) -> Iterator[None]:
 
 def open_registry(address: str) -> str:
     """The address in one spelling; a folder is made where it is missing."""
-    from dn_core.models.web import check_address
-
     kind = check_address(address)
     if kind == "web":
         raise ValueError(f"{address} can only be read; publish to the folder that the web server shows, or to a store such as s3://.")
@@ -244,8 +221,6 @@ def open_registry(address: str) -> str:
 
 def run(models: Sequence[Path], to: str, test: Path, names: Sequence[str], limit: int | None, tolerance: float, reason: str) -> None:
     """Everything in order: read, score, refuse or write."""
-    from dn_core.evaluation import measure
-
     address = open_registry(to)
     candidates = read_candidates(models)
     known = measure.paper_levels()
@@ -269,11 +244,14 @@ def run(models: Sequence[Path], to: str, test: Path, names: Sequence[str], limit
             typer.echo(f"{candidate.name}: published version {record['version']} to {to} (sequence number {sequence})")
 
 
+@app.command()
 def main(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Model files.")],
     to: Annotated[str, typer.Option(help="The registry: a folder, or an address of fsspec such as s3://bucket/models.")],
     test: Annotated[Path, typer.Option(help="Folder of clean test images.")],
-    level: Annotated[list[str] | None, typer.Option(help=f"Noise to score at; may be given several times. Default: {LEVELS}.")] = None,
+    level: Annotated[
+        list[str] | None, typer.Option(help=f"Noise to score at; may be given several times. Default: {', '.join(LEVELS)}.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="dB that a new version may be worse.")] = TOLERANCE,
     accept_worse: Annotated[str, typer.Option(metavar="REASON", help="Publish a worse model; the index shows the reason.")] = "",
@@ -291,4 +269,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

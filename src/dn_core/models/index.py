@@ -141,15 +141,13 @@ def parse_index(content: bytes, home: str, kind: Kind | None = None, shown: str 
         raise RegistryError(f"{where} has format {table.get('format')!r:.40}; {FORMAT} is expected. Upgrade napari-dnresnet.")
     sequence, records = table.get("sequence"), table.get("models")
     if type(sequence) is not int or not 0 <= sequence < 2**53:
-        raise RegistryError(
-            f"{where} has the sequence number {sequence!r:.40}; a whole number is expected. It must be restored or made anew."
-        )
+        raise RegistryError(f"{where} has the sequence number {sequence!r:.40}; a whole number is expected. Restore it.")
     if not isinstance(records, list):
-        raise RegistryError(f"{where} has no list of models. It must be restored or made anew.")
+        raise RegistryError(f"{where} has no list of models. Restore it.")
     entries = tuple(_entry(record, where, home, kind) for record in records)
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RegistryError(f"{where} lists {twice[0]} twice; each name is expected once. It must be restored or made anew.")
+        raise RegistryError(f"{where} lists {twice[0]} twice; each name is expected once. Restore it.")
     return Index(sequence, entries, tuple(records), str(table.get("default", "")))
 
 
@@ -166,9 +164,7 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
     try:
         table = json.loads(content, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise RegistryError(
-            f"{where} is damaged or cut off ({type(error).__name__}: {error}); JSON is expected. It must be restored or made anew."
-        ) from error
+        raise RegistryError(f"{where} is damaged or cut off ({type(error).__name__}: {error}); JSON is expected. Restore it.") from error
     if not isinstance(table, dict):
         raise RegistryError(f"{where} is not an index of models: a JSON object is expected. Is it the right address?")
     return table
@@ -176,7 +172,7 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
 
 def _entry(record: Any, where: str, home: str, kind: Kind | None) -> Entry:
     if not isinstance(record, dict):
-        raise RegistryError(f"{where} lists {record!r:.60} as a model; a table is expected. It must be restored or made anew.")
+        raise RegistryError(f"{where} lists {record!r:.60} as a model; a table is expected. Restore it.")
     try:
         name = check_name(record.get("name"))
     except ValueError as error:
@@ -192,9 +188,7 @@ def _entry(record: Any, where: str, home: str, kind: Kind | None) -> Entry:
         **{key: not isinstance(record.get(key, ""), str) for key in TEXTS},
     }
     if bad := [key for key, is_wrong in wrong.items() if is_wrong]:
-        raise RegistryError(
-            f"{where} lists {name} with the {bad[0]} {ascii(record.get(bad[0]))[:80]}, which cannot be. It must be restored or made anew."
-        )
+        raise RegistryError(f"{where} lists {name} with the {bad[0]} {ascii(record.get(bad[0]))[:80]}, which cannot be. Restore it.")
     texts = {key: record.get(key, "") for key in TEXTS}
     return Entry(
         name=name,
