@@ -39,7 +39,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 LEVELS = ("gaussian 10", "gaussian 25", "gaussian 50")
 TOLERANCE = 0.02
-"""dB that a new version may lose, about what two trainings of one recipe differ by."""
+"""dB that a new version may lose where nothing else is said."""
 LOCK_FILE = ".publish.lock"
 LOCK_SECONDS = 60.0
 
@@ -77,7 +77,8 @@ def read_candidates(paths: Sequence[Path]) -> list[Candidate]:
     bundled = {entry.name: entry.sha256 for entry in registry.entries() if entry.kind == "bundled"}
     found: dict[str, Candidate] = {}
     for path in paths:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
         card = load_checkpoint(path, digest).card
         name = check_name(card.name)
         if name in found:
@@ -87,7 +88,7 @@ def read_candidates(paths: Sequence[Path]) -> list[Candidate]:
                 f"{path} is named {name}, as a model that comes with the package, which users would keep instead. Make a copy with another "
                 f"name: dn-resnet models add {path} --name NAME"
             )
-        found[name] = Candidate(name, path.read_bytes(), digest, card)
+        found[name] = Candidate(name, content, digest, card)
     return list(found.values())
 
 
