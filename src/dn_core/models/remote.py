@@ -126,16 +126,16 @@ def _download(offered: Entry, target: Path, address: str, limits: Limits | None)
     """Write the file's bytes, with their number; its hash is checked when it gets its name."""
     done, digest, start = 0, hashlib.sha256(), b""
     pieces = read_pieces(address, offered.file, offered.bytes, limits)
-    with contextlib.closing(pieces), open(target, "wb") as file:
+    with contextlib.closing(pieces), open(target, "wb", buffering=0) as file:
         for piece in pieces:
-            with _writing(target):
-                file.write(piece)
+            rest = memoryview(piece)
+            while rest:
+                with _writing(target):
+                    rest = rest[file.write(rest) :]
             digest.update(piece)
             start = start or piece[:64].lstrip()
             done += len(piece)
             yield FetchProgress(done, offered.bytes)
-        with _writing(target):
-            file.flush()
     if done == offered.bytes and digest.hexdigest() == offered.sha256:
         return
     where = shown(offered.location)

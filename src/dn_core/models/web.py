@@ -51,7 +51,7 @@ def check_address(address: str) -> str:
     scheme, separator, _ = address.partition("://")
     if not separator:
         return "folder"
-    if "::" in address:
+    if "::" in scheme:
         raise RegistryError(f"the address {shown(address)} is made of several; one folder or address is expected. Change it.")
     if scheme in STORES:
         return "store"
@@ -190,23 +190,24 @@ def _answer(url: str, limits: Limits) -> Iterator[Any]:
                     return
                 if stream.r.status not in (301, 302, 303, 307, 308) or "Location" not in stream.r.headers:
                     raise ConnectionError(errno.EPROTO, f"the server answered {stream.r.status}; the file is expected", shown(url))
-                url = _redirected(url, urljoin(url, stream.r.headers["Location"]))
+                url = _redirected(url, stream.r.headers["Location"])
         raise RegistryError(f"{shown(url)} was reached after {MAX_REDIRECTS} redirects and redirects again. Is it the right address?")
     finally:
         for session in sessions:
             sync(web.loop, session.close)
 
 
-def _redirected(url: str, target: str) -> str:
+def _redirected(url: str, location: str) -> str:
     """Where a redirect leads, when we go there: never to another scheme, from TLS to none, or from outside into this network."""
     try:
+        target = urljoin(url, location)
         _check_url(target)
         if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
             raise RegistryError("from https to http")
         if _is_private(target) and not _is_private(url):
             raise RegistryError("into a private network")
-    except RegistryError as error:
-        raise RegistryError(f"{shown(url)} redirects to {shown(target)[:200]}, where we do not go: {error}") from error
+    except ValueError as error:
+        raise RegistryError(f"{shown(url)} redirects to {location[:200]!r}, where we do not go: {error}") from error
     return target
 
 
