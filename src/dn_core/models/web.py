@@ -12,10 +12,9 @@ import errno
 import ipaddress
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from dn_core.errors import RegistryError
@@ -26,6 +25,7 @@ PIECE = 2**18
 HEARTBEAT = 0.5
 """Seconds after which a caller hears from a download even when no byte came, so that it can be cancelled."""
 MAX_REDIRECTS = 5
+REDIRECTS = (301, 302, 303, 307, 308)
 STORES = ("abfs", "az", "gcs", "gs", "hf", "memory", "s3")
 """Object stores of fsspec that an address may name, where the package for them is installed."""
 
@@ -106,7 +106,7 @@ def _from_folder(address: str, file: str, limits: Limits) -> Generator[bytes]:
             while piece := stream.read(PIECE):
                 yield piece
     except FileNotFoundError:
-        raise _missing(address, str(path)) from None
+        raise _missing(str(path)) from None
 
 
 def _from_store(address: str, file: str, limits: Limits) -> Generator[bytes]:
@@ -119,7 +119,7 @@ def _from_store(address: str, file: str, limits: Limits) -> Generator[bytes]:
             while piece := stream.read(PIECE):
                 yield piece
     except FileNotFoundError:
-        raise _missing(address, url) from None
+        raise _missing(url) from None
     except ImportError as error:
         raise ImportError(f"{url} needs a package that is not installed ({error}). Install it.") from error
     except OSError:
@@ -130,14 +130,11 @@ def _from_store(address: str, file: str, limits: Limits) -> Generator[bytes]:
 
 def _from_web(address: str, file: str, limits: Limits) -> Generator[bytes]:
     url = f"{address.rstrip('/')}/{file}"
-    with _explained(url), _answer(url, limits) as stream:
+    with _explained(url), _answer(url, limits) as read:
         began = last = time.monotonic()
         count = 0
-        while True:
-            piece = _next(stream)
+        while (piece := read()) != b"":
             now = time.monotonic()
-            if piece == b"":
-                return
             if piece:
                 last, count = now, count + len(piece)
             if now - last > limits.read:
@@ -148,28 +145,13 @@ def _from_web(address: str, file: str, limits: Limits) -> Generator[bytes]:
             yield piece or b""
 
 
-def _next(stream: Any) -> bytes | None:
-    """Some bytes; none at the end; None when no byte came during a heartbeat."""
-    from fsspec.exceptions import FSTimeoutError
-
-    try:
-        return bytes(stream.read(PIECE, timeout=HEARTBEAT))
-    except FSTimeoutError:
-        return None
-
-
 @contextlib.contextmanager
-def _answer(url: str, limits: Limits) -> Iterator[Any]:
-    """The open answer of a web server, redirects followed where they may lead."""
+def _answer(url: str, limits: Limits) -> Iterator[Callable[[], bytes | None]]:
+    """A function that reads from a web server, redirects followed where they may lead: ``b""`` at the end, None where no byte came."""
     import aiohttp
     import fsspec
     from fsspec.asyn import sync
-
-    sessions: list[aiohttp.ClientSession] = []
-
-    async def client(**options: Any) -> aiohttp.ClientSession:
-        sessions.append(aiohttp.ClientSession(**options))
-        return sessions[0]
+    from fsspec.exceptions import FSTimeoutError
 
     options = {
         "headers": {"Accept-Encoding": "identity"},
@@ -179,22 +161,41 @@ def _answer(url: str, limits: Limits) -> Iterator[Any]:
         ),
         "trust_env": not _is_loopback(url),
     }
-    web = fsspec.filesystem("http", get_client=client, client_kwargs=options, skip_instance_cache=True)
+    web = fsspec.filesystem("http", client_kwargs=options, skip_instance_cache=True)
+    session = sync(web.loop, web.set_session)
     try:
-        for _ in range(MAX_REDIRECTS + 1):
-            # A size, any size, keeps fsspec from asking for it first.
-            stream = web.open(url, block_size=0, size=1, allow_redirects=False)
-            with contextlib.closing(stream):
-                if stream.r.status == 200:
-                    yield stream
-                    return
-                if stream.r.status not in (301, 302, 303, 307, 308) or "Location" not in stream.r.headers:
-                    raise ConnectionError(errno.EPROTO, f"the server answered {stream.r.status}; the file is expected", shown(url))
-                url = _redirected(url, stream.r.headers["Location"])
-        raise RegistryError(f"{shown(url)} was reached after {MAX_REDIRECTS} redirects and redirects again. Is it the right address?")
+        response = sync(web.loop, session.get, url, allow_redirects=False)
+        for _ in range(MAX_REDIRECTS):
+            if response.status not in REDIRECTS or "Location" not in response.headers:
+                break
+            web.loop.call_soon_threadsafe(response.close)
+            url = _redirected(url, response.headers["Location"])
+            response = sync(web.loop, session.get, url, allow_redirects=False)
+        try:
+            _check_status(response.status, url)
+
+            def read() -> bytes | None:
+                try:
+                    return bytes(sync(web.loop, response.content.read, PIECE, timeout=HEARTBEAT))
+                except FSTimeoutError:
+                    return None
+
+            yield read
+        finally:
+            web.loop.call_soon_threadsafe(response.close)
     finally:
-        for session in sessions:
-            sync(web.loop, session.close)
+        sync(web.loop, session.close)
+
+
+def _check_status(status: int, url: str) -> None:
+    if status == 404:
+        raise _missing(url)
+    if status in (401, 403, 407):
+        raise PermissionError(errno.EACCES, f"the server answered {status}; is a login needed?", shown(url))
+    if status in REDIRECTS:
+        raise RegistryError(f"{shown(url)} was reached after {MAX_REDIRECTS} redirects and redirects again. Is it the right address?")
+    if status != 200:
+        raise ConnectionError(errno.EPROTO, f"the server answered {status}; the file is expected, try again later", shown(url))
 
 
 def _redirected(url: str, location: str) -> str:
@@ -237,7 +238,7 @@ def _is_private(url: str) -> bool:
     return _is_loopback(url)
 
 
-def _missing(address: str, where: str) -> FileNotFoundError:
+def _missing(where: str) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, "there is no such file in the registry; check its address", shown(where))
 
 
@@ -249,12 +250,6 @@ def _explained(url: str) -> Iterator[None]:
 
     try:
         yield
-    except FileNotFoundError:
-        raise _missing(url, url) from None
-    except aiohttp.ClientResponseError as error:
-        if error.status in (401, 403, 407):
-            raise PermissionError(errno.EACCES, f"the server answered {error.status}; is a login needed?", shown(url)) from error
-        raise ConnectionError(errno.EPROTO, f"the server answered {error.status} {error.message}; try again later", shown(url)) from error
     except FSTimeoutError as error:
         raise TimeoutError(errno.ETIMEDOUT, "the server did not answer in time; try again later", shown(url)) from error
     except aiohttp.ClientPayloadError as error:
