@@ -115,6 +115,7 @@ def _from_store(address: str, file: str, limits: Limits) -> Generator[bytes]:
     url = f"{address.rstrip('/')}/{file}"
     try:
         store, path = url_to_fs(url)
+        store.invalidate_cache()  # others may have written since it was listed
         with store.open(path, "rb", block_size=2**20) as stream:
             while piece := stream.read(PIECE):
                 yield piece
@@ -164,13 +165,13 @@ def _answer(url: str, limits: Limits) -> Iterator[Callable[[], bytes | None]]:
     web = fsspec.filesystem("http", client_kwargs=options, skip_instance_cache=True)
     session = sync(web.loop, web.set_session)
     try:
-        response = sync(web.loop, session.get, url, allow_redirects=False)
+        response = sync(web.loop, session.get, url, allow_redirects=False, timeout=limits.connect + limits.read)
         for _ in range(MAX_REDIRECTS):
             if response.status not in REDIRECTS or "Location" not in response.headers:
                 break
             web.loop.call_soon_threadsafe(response.close)
             url = _redirected(url, response.headers["Location"])
-            response = sync(web.loop, session.get, url, allow_redirects=False)
+            response = sync(web.loop, session.get, url, allow_redirects=False, timeout=limits.connect + limits.read)
         try:
             _check_status(response.status, url)
 
