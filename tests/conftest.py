@@ -1,6 +1,7 @@
 """What all tests share: the folder with test images, and how hard hypothesis tries."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("ci", max_examples=1000, deadline=None)
 settings.register_profile("dev", max_examples=100, deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_models_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests see an empty models folder, whatever the one who runs them has downloaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DN_MODELS", str(tmp_path_factory.mktemp("models")))
+        patch.delenv("DN_REGISTRY", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dn_core.errors import CheckpointError, DnError, ImageFileError, UnknownModelError
+    from dn_core.errors import CheckpointError, DnError, ImageFileError, RegistryError, UnknownModelError
     from dn_core.inference.denoise import Model, Progress, denoise, denoise_steps, engine_name, load_model
     from dn_core.inference.planes import blend
     from dn_core.models.registry import model_names
@@ -28,6 +28,7 @@ __all__ = [
     "ImageFileError",
     "Model",
     "Progress",
+    "RegistryError",
     "UnknownModelError",
     "__version__",
     "blend",
@@ -44,6 +45,7 @@ _HOMES = {
     "CheckpointError": "errors",
     "DnError": "errors",
     "ImageFileError": "errors",
+    "RegistryError": "errors",
     "UnknownModelError": "errors",
     "Model": "inference.denoise",
     "Progress": "inference.denoise",

@@ -6,6 +6,7 @@ is made: sizes, names, duplicate keys, dtypes, finite values, and that weights a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from dn_core.safe_write import replaced_file
 if TYPE_CHECKING:
     from dn_core.networks import DnResNet
 
-__all__ = ["Card", "Checkpoint", "load_checkpoint", "read_tensors", "save_checkpoint", "write_tensors"]
+__all__ = ["Card", "Checkpoint", "load_checkpoint", "read_card", "read_tensors", "save_checkpoint", "write_tensors"]
 
 FORMAT = "dn-resnet"
 VERSION = 1
@@ -103,20 +104,44 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     write_tensors(path, checkpoint.weights, {KEY: json.dumps(content, sort_keys=True)})
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a model file.
+def load_checkpoint(path: str | Path, sha256: str | None = None) -> Checkpoint:
+    """Read a model file; with `sha256`, only the one that has this hash.
 
     Raises
     ------
     FileNotFoundError
         When there is no such file.
     CheckpointError
-        When it is not a model file, is damaged, is unsafe, or was written by a newer version.
+        When it is not a model file, is damaged, is unsafe, was written by a newer version, or has another hash.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, sha256)
+    config, card, said = _describe(path, metadata)
+    _check_weights(str(path), config, tensors)
+    count = sum(value.size for value in tensors.values())
+    if said != count:
+        raise CheckpointError(f"{path} says it has {said} weights, it has {count}. Get the file again.")
+    return Checkpoint(config, tensors, card)
+
+
+def read_card(path: str | Path) -> Card:
+    """The card alone, from the file's header; the weights are neither read nor checked.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        As `load_checkpoint`, as far as the header shows.
+    """
+    with open(path, "rb") as file:
+        start = file.read(8)
+        content = start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES + 1))
+    return _describe(path, _check_header(str(path), content).get("__metadata__", {}))[1]
+
+
+def _describe(path: str | Path, metadata: Any) -> tuple[NetworkConfig, Card, Any]:
+    """The network's settings, its card, and the number of weights that the file says it has."""
     try:
         content = _parse_json(metadata[KEY])
-    except KeyError:
+    except (KeyError, TypeError):
         raise CheckpointError(
             f"{path} holds tensors but no DN-ResNet card; a file written by dn-resnet is expected. Train or export one."
         ) from None
@@ -130,15 +155,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         if missing := sorted(set(NetworkConfig.__dataclass_fields__) - set(content["network"])):
             raise ValueError(f"the network lacks the settings {missing}")
-        config = NetworkConfig.from_dict(content["network"])
-        card = Card(**content["card"])
+        return NetworkConfig.from_dict(content["network"]), Card(**content["card"]), content.get("weights")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} has a card that cannot be used: {error}") from error
-    _check_weights(str(path), config, tensors)
-    count = sum(value.size for value in tensors.values())
-    if content.get("weights") != count:
-        raise CheckpointError(f"{path} says it has {content.get('weights')} weights, it has {count}. Get the file again.")
-    return Checkpoint(config, tensors, card)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> None:
@@ -150,16 +169,17 @@ def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[np.float32]], 
         temporary.write_bytes(content)
 
 
-def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, str]]:
+def read_tensors(path: str | Path, sha256: str | None = None) -> tuple[Tensors, dict[str, str]]:
     """Read float32 tensors (16-bit ones are widened) and text, after every check that the library does not make."""
     content = _read_bytes(Path(path))
-    _check_header(str(path), content)
+    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise CheckpointError(f"{path} has sha256 {found}, {sha256} is expected: it was changed or damaged. Get it again.")
+    header = _check_header(str(path), content)
     try:
         entries = safetensors.deserialize(content)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); a whole .safetensors file is expected. Get it again.") from error
     tensors = {name: _decode(str(path), name, entry) for name, entry in entries}
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return tensors, header.get("__metadata__", {})
 
 
@@ -172,8 +192,8 @@ def _read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _check_header(path: str, content: bytes) -> None:
-    """The checks of the header that the library leaves out."""
+def _check_header(path: str, content: bytes) -> dict[str, Any]:
+    """The header, after the checks that the library leaves out."""
     for magic, what in FOREIGN.items():
         if content.startswith(magic) and content[8:9] != b"{":
             raise CheckpointError(f"{path} is {what}, not a safetensors file; pickles are never loaded. Convert it with dn-resnet export.")
@@ -200,6 +220,7 @@ def _check_header(path: str, content: bytes) -> None:
             raise CheckpointError(f"{path} has {name} as {entry['dtype']!r}; one of {sorted(DTYPES)} is expected. Convert the file.")
         if 0 in entry["shape"]:
             raise CheckpointError(f"{path} has {name} with the empty shape {entry['shape']}; weights are expected. Do not use this file.")
+    return header
 
 
 def _parse_json(text: str | bytes, path: str = "the card") -> Any:

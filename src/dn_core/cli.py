@@ -7,12 +7,14 @@ output that goes away, as ``head`` does, is no failure.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -61,6 +63,8 @@ class _TrainCommand(TyperCommand):
 
 
 _console = _Messages(stderr=True, highlight=False)
+_models_app = typer.Typer(name="models", invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(_models_app)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,30 +125,72 @@ def denoise(
         raise typer.Exit(1)
 
 
-@app.command()
+@_models_app.callback()
 def models(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """List the models there are."""
-    from rich.table import Table
+    """List the models there are; get, add and remove some."""
+    if context.invoked_subcommand is None:
+        list_models(debug=debug)
 
-    from dn_core.checkpoints import load_checkpoint
+
+@_models_app.command("list")
+def list_models(
+    address: Annotated[str | None, typer.Option("--registry", help="A folder or web address: list what it offers.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """List the models on this machine, or those of a registry."""
+    from dn_core.models import registry, remote
+
+    with _explained(debug):
+        listed = registry.entries() if address is None else remote.remote_entries(address)
+        if as_json:
+            typer.echo(json.dumps([dataclasses.asdict(entry) | {"location": entry.location} for entry in listed], indent=1))
+            return
+    _print_models(listed, registry.default_name(), debug)
+
+
+@_models_app.command("fetch")
+def fetch_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As 'dn-resnet models list --registry ADDRESS' shows it.")],
+    address: Annotated[str, typer.Option("--registry", envvar="DN_REGISTRY", help="A folder or web address.")],
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Download a model from a registry; it is then known by its name."""
+    from dn_core.models import remote
+
+    with _explained(debug), _bar(name) as advance, contextlib.closing(remote.fetch_steps(name, address)) as steps:
+        for step in steps:
+            advance(step.done, step.total)
+            if step.path is not None:
+                typer.echo(step.path)
+
+
+@_models_app.command("add")
+def add_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file, such as dn-resnet train writes.")],
+    name: Annotated[str | None, typer.Option(help="What to call it; by default what its card says.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Copy a model of your own in; it is then known by its name."""
     from dn_core.models import registry
 
-    table = Table("model", "weights", "kB", "made for", "description", box=None)
     with _explained(debug):
-        for entry in registry.entries():
-            registry.verify(entry)
-            checkpoint = load_checkpoint(entry.path)
-            weights = sum(value.size for value in checkpoint.weights.values())
-            name = f"{entry.name} (default)" if entry.name == registry.default_name() else entry.name
-            table.add_row(name, f"{weights:,}", f"{entry.bytes / 1000:.0f}", checkpoint.card.noise, checkpoint.card.description)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDE
-    with console.capture() as captured:
-        console.print(table)
-    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        typer.echo(registry.add(file, name).path)
+
+
+@_models_app.command("remove")
+def remove_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A downloaded model or one of your own.")],
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Delete a downloaded model, or one of your own."""
+    from dn_core.models import registry
+
+    with _explained(debug):
+        registry.remove(name)
 
 
 @app.command(cls=_TrainCommand)
@@ -269,6 +315,37 @@ def main() -> None:
             raise
         _say(f"{type(error).__name__}: {_sentence(error)} (--debug shows where)")
         sys.exit(1)
+
+
+def _print_models(listed: Sequence[Any], default: str, debug: bool) -> None:
+    """A table of models. A damaged one is named, the others are listed, and the exit code is 1."""
+    from rich.table import Table
+
+    from dn_core.checkpoints import load_checkpoint
+
+    table, damaged = Table("model", "weights", "kB", "kind", "made for", "description", box=None), False
+    for entry in listed:
+        try:
+            checkpoint = None if entry.kind == "remote" else load_checkpoint(entry.path, entry.sha256)
+        except _FAILURES as error:
+            if debug:
+                raise
+            damaged = True
+            _say(f"{entry.name}: {_sentence(error)}")
+            continue
+        weights = f"{sum(value.size for value in checkpoint.weights.values()):,}" if checkpoint else ""
+        card = checkpoint.card if checkpoint else entry.card()
+        name = f"{entry.name} (default)" if (entry.name, entry.kind) == (default, "bundled") else entry.name
+        kind = f"{entry.kind}, version {entry.version}" if entry.kind in ("downloaded", "remote") else entry.kind
+        table.add_row(name, weights, f"{entry.bytes / 1000:.0f}", kind, card.noise, card.description)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    if damaged:
+        raise typer.Exit(1)
 
 
 def _levels(table: int | None, wanted: list[str] | None) -> list[Any]:

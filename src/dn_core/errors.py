@@ -5,12 +5,13 @@
     DnError
     ├── CheckpointError (ValueError)   a model file that is not one, or that is damaged or too new
     ├── ImageFileError (ValueError)    an image file whose content cannot be read as an image
+    ├── RegistryError (ValueError)     a registry or a download that is not what it should be: never tried again by itself
     └── UnknownModelError (ValueError) a model name that is not known
 """
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "DnError", "ImageFileError", "UnknownModelError"]
+__all__ = ["CheckpointError", "DnError", "ImageFileError", "RegistryError", "UnknownModelError"]
 
 
 class DnError(Exception):
@@ -25,5 +26,9 @@ class ImageFileError(DnError, ValueError):
     """An image file whose content cannot be read, or not safely, as an image."""
 
 
+class RegistryError(DnError, ValueError):
+    """A registry, or a file from it, that cannot be trusted: damaged, older than one seen before, or not what the index names."""
+
+
 class UnknownModelError(DnError, ValueError):
-    """A model name that is neither bundled nor a file."""
+    """A model name that is neither known nor a file."""

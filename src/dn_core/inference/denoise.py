@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dn_core.checkpoints import Card, Checkpoint, load_checkpoint
+from dn_core.checkpoints import Card, Checkpoint
 from dn_core.inference.engines import Engine, Precision, TileTooLargeError, build_engine, choose_device
 from dn_core.inference.planes import (
     Axes,
@@ -501,4 +501,4 @@ def _kind(image: Any) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _loaded(path: Path, modified: int, size: int) -> Model:
-    return Model(load_checkpoint(path))
+    return Model(registry.load(path))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from dn_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from dn_core.models.registry import resolve
+from dn_core.models import registry
 from dn_core.network_config import BlockKind, NetworkConfig
 from dn_core.networks import DnResNet, SeparableBlock, insert_block, replace_block
 from dn_core.safe_write import replaced_file
@@ -182,7 +182,7 @@ def _start_network(recipe: Recipe) -> DnResNet | None:
     """The trained network that evolution begins with."""
     if not recipe.plan.startswith("evolve"):
         return None
-    checkpoint = load_checkpoint(resolve(recipe.start))
+    checkpoint = registry.load(recipe.start)
     full: BlockKind = "full"
     expected = replace(recipe.network, blocks=(full,) * len(recipe.network.blocks))
     if checkpoint.config != expected:

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, read_tensors, save_checkpoint, write_tensors
+from dn_core.checkpoints import Card, Checkpoint, read_tensors, save_checkpoint, write_tensors
 from dn_core.inference.engines import choose_device
 from dn_core.losses import edge_aware, mse
 from dn_core.networks import DnResNet
@@ -395,9 +395,9 @@ def _new_network(recipe: Recipe) -> DnResNet:
 
 def _start_weights(recipe: Recipe) -> dict[str, Tensor]:
     """The weights of the model that the recipe starts from."""
-    from dn_core.models.registry import resolve
+    from dn_core.models import registry
 
-    checkpoint = load_checkpoint(resolve(recipe.start))
+    checkpoint = registry.load(recipe.start)
     if checkpoint.config != recipe.network:
         raise ValueError(f"start is {recipe.start!r}, a network with other settings than the recipe's. Change start or [network].")
     return {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()}

@@ -1,0 +1,198 @@
+"""Models from a registry: a folder, a web address or an object store with an ``index.json`` and the files that it names.
+
+What is checked: the index (see `index`), that its sequence number never falls, each file's size while it comes and its hash and content
+before it gets its name. A download that fails or is cancelled leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dn_core.errors import CheckpointError, RegistryError, UnknownModelError
+from dn_core.models import registry
+from dn_core.models.index import FILE, MAX_INDEX_BYTES, Entry, check_name, content_name, parse_index
+from dn_core.models.web import Limits, check_address, read_pieces, read_whole, shown
+from dn_core.safe_write import replaced_file
+
+__all__ = ["FetchProgress", "Limits", "fetch", "fetch_steps", "remote_entries"]
+
+SEEN = "registries"
+"""Folder in the models folder with the newest sequence number seen of each registry."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """Where a download is: bytes `done` of `total`, and the `path` of the model with the last one."""
+
+    done: int
+    total: int
+    path: Path | None = None
+
+
+def remote_entries(address: str | Path, limits: Limits | None = None) -> tuple[Entry, ...]:
+    """The models that a registry offers.
+
+    Parameters
+    ----------
+    address
+        A folder, ``https://...``, or a store of fsspec such as ``s3://...``.
+
+    Raises
+    ------
+    OSError
+        When it cannot be reached: FileNotFoundError, PermissionError, TimeoutError or ConnectionError.
+    RegistryError
+        When it is no registry, is damaged, or is older than it was before.
+    """
+    address = _plain(address)
+    content = read_whole(address, FILE, MAX_INDEX_BYTES, limits)
+    index = parse_index(content, address, "remote", f"{shown(address).rstrip('/')}/{FILE}")
+    _keep_sequence(address, index.sequence)
+    return index.entries
+
+
+def fetch(name: str, address: str | Path, limits: Limits | None = None) -> Path:
+    """Download a model; see `fetch_steps`."""
+    path = Path()
+    for step in fetch_steps(name, address, limits):
+        path = step.path or path
+    return path
+
+
+def fetch_steps(name: str, address: str | Path, limits: Limits | None = None) -> Generator[FetchProgress]:
+    """Download a model into the models folder, where it is found by its name from then on; close the generator to cancel.
+
+    A model that is here already with the same content is not downloaded again; an older version is replaced.
+
+    Raises
+    ------
+    UnknownModelError
+        When the registry does not have it, with the names that come near.
+    ValueError
+        When the name is not allowed, or belongs to another model here.
+    RegistryError
+        As `remote_entries`, and when the file is not the one that the index names.
+    OSError
+        As `remote_entries`, and when it cannot be stored. On any error, and when cancelled, the models are as before.
+    """
+    address = _plain(address)
+    offered = _offered(check_name(name), address, limits)
+    entry = dataclasses.replace(
+        offered,
+        kind="downloaded",
+        file=content_name(offered.name, offered.sha256),
+        home=str(registry.models_folder()),
+        source=shown(address),
+    )
+    if there := registry.present(entry):
+        yield FetchProgress(entry.bytes, entry.bytes, there.path)
+        return
+    try:
+        with registry.placed(entry) as temporary:
+            _check_space(temporary.parent, entry.bytes)
+            yield FetchProgress(0, entry.bytes)
+            yield from _download(offered, temporary, address, limits)
+    except CheckpointError as error:
+        raise RegistryError(f"{shown(offered.location)} cannot be used, and was not kept: {error}") from error
+    yield FetchProgress(entry.bytes, entry.bytes, entry.path)
+
+
+def _plain(address: str | Path) -> str:
+    """An address in one spelling, so that it is known again: folders as whole paths."""
+    text = str(address)
+    return str(Path(text).expanduser().absolute()) if check_address(text) == "folder" else text.rstrip("/")
+
+
+def _offered(name: str, address: str, limits: Limits | None) -> Entry:
+    offered = {entry.name: entry for entry in remote_entries(address, limits)}
+    if name in offered:
+        return offered[name]
+    near = difflib.get_close_matches(name, offered, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(sorted(offered)) or 'none'}."
+    raise UnknownModelError(f"there is no model {name!r} in {shown(address)}. {hint}")
+
+
+def _download(offered: Entry, target: Path, address: str, limits: Limits | None) -> Generator[FetchProgress]:
+    """Write the file's bytes, with their number; its hash is checked when it gets its name."""
+    done, digest, start = 0, hashlib.sha256(), b""
+    pieces = read_pieces(address, offered.file, offered.bytes, limits)
+    with contextlib.closing(pieces), open(target, "wb", buffering=0) as file:
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                with _writing(target):
+                    rest = rest[file.write(rest) :]
+            digest.update(piece)
+            start = start or piece[:64].lstrip()
+            done += len(piece)
+            yield FetchProgress(done, offered.bytes)
+    if done == offered.bytes and digest.hexdigest() == offered.sha256:
+        return
+    where = shown(offered.location)
+    if start[:1] == b"<":
+        raise RegistryError(f"{where} is a web page of {done} bytes, a model is expected. Does the server ask for a login?")
+    if done < offered.bytes:
+        raise ConnectionError(errno.ECONNABORTED, f"got {done} of {offered.bytes} bytes; try again", where)
+    raise RegistryError(
+        f"{where} has sha256 {digest.hexdigest()}, {offered.sha256} is expected: it is not the file that the index names. "
+        "It was not kept; ask who runs the registry."
+    )
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = "make room, or name another folder in DN_MODELS"
+        raise OSError(error.errno, f"the model cannot be written ({error.strerror}); {advice}", str(target.parent)) from error
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        advice = "make room, or name another folder in DN_MODELS"
+        raise OSError(errno.ENOSPC, f"the model needs {needed} bytes, {free} are free; {advice}", str(folder))
+
+
+def _keep_sequence(address: str, sequence: int) -> None:
+    """Refuse a registry that is older than it was; remember how new it is."""
+    path = registry.models_folder() / SEEN / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.json"
+    seen = _seen(path)
+    if sequence < seen:
+        raise RegistryError(
+            f"{shown(address)} has the sequence number {sequence}; at least {seen} is expected, as it had that before: an old copy. "
+            f"Ask who runs the registry; if it was made anew, delete {path}."
+        )
+    if sequence == seen:
+        return
+    try:
+        registry.writable_models_folder()
+        path.parent.mkdir(exist_ok=True)
+        from filelock import FileLock
+
+        with FileLock(path.with_suffix(".lock"), timeout=registry.LOCK_SECONDS):
+            if sequence > _seen(path):
+                with replaced_file(path) as temporary:
+                    temporary.write_text(json.dumps({"address": shown(address), "sequence": sequence}), encoding="utf-8")
+    except OSError as error:  # filelock's Timeout is one too
+        warnings.warn(f"how new {shown(address)} is cannot be remembered ({error}); an old copy of it would not be noticed.", stacklevel=4)
+
+
+def _seen(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_text("utf-8"))["sequence"])
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+    except (ValueError, KeyError, TypeError) as error:
+        raise RegistryError(f"{path} is damaged; the newest sequence number seen is expected in it. Delete it.") from error

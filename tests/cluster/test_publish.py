@@ -1,0 +1,354 @@
+"""Publishing to folders and stores, with real processes that compete and die."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+from web_server import write_model
+
+import dn_core
+from dn_core.errors import RegistryError
+from dn_core.models import remote
+from dn_core.models.index import index_bytes, parse_index
+
+SCRIPT = Path(__file__).parents[2] / "distributed" / "publish.py"
+posix = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+
+
+def load_script():
+    """The script as a module; it belongs to no package."""
+    spec = importlib.util.spec_from_file_location("publish", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["publish"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+publish = load_script()
+
+
+@pytest.fixture(autouse=True)
+def models_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DN_MODELS", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder with two small clean images."""
+    folder = tmp_path / "test-images"
+    folder.mkdir()
+    y, x = np.mgrid[:48, :48]
+    for name, period in (("a", 5), ("b", 9)):
+        Image.fromarray((127 + 100 * np.sin(x / period) * np.cos(y / period)).astype(np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def store():
+    """A store in memory, empty."""
+    files = fsspec.filesystem("memory")
+    yield "memory://registry"
+    with contextlib.suppress(FileNotFoundError):
+        files.rm("/registry", recursive=True)
+
+
+# Models whose last layer is small change the image little and in a known order: the random network's output is no estimate of the noise.
+SCALES = {"good": 0.001, "worse": 0.2, "far worse": 1.0}
+
+
+def model(tmp_path, quality, name="lab"):
+    return write_model(tmp_path / f"{name}-{quality.replace(' ', '-')}.safetensors", name, SCALES[quality])
+
+
+def run(*arguments, **options):
+    """The script as its users call it, with no dn_core but that in the checkout."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, SCRIPT, *arguments, "--level", "gaussian 25"]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300, env=environment, **options)
+
+
+def publish_here(models, to, images, **options):
+    """The same in this process."""
+    settings = {"names": ["gaussian 25"], "limit": None, "tolerance": 0.02, "reason": "small random networks"} | options
+    publish.run(models, str(to), images, **settings)
+
+
+def index_of(folder):
+    return json.loads((folder / "index.json").read_text("utf-8"))
+
+
+def test_a_published_model_is_listed_fetched_and_used(tmp_path, images):
+    registry = tmp_path / "registry"
+    result = run(model(tmp_path, "far worse"), "--to", registry, "--test", images, "--accept-worse", "a random network")
+    assert result.returncode == 0, result.stderr
+    assert "lab: published version 1" in result.stdout
+    (entry,) = remote.remote_entries(registry)
+    assert entry.file == f"lab-{entry.sha256[:16]}.safetensors"
+    assert entry.card().scores.keys() == {"gaussian 25"}
+    assert remote.fetch("lab", registry).read_bytes() == model(tmp_path, "far worse").read_bytes()
+    assert dn_core.denoise(np.ones((40, 40), np.float32), "lab").shape == (40, 40)
+
+
+def test_publishing_again_changes_nothing(tmp_path, images):
+    registry = tmp_path / "registry"
+    publish_here([model(tmp_path, "good")], registry, images)
+    before = {path.name: path.stat().st_mtime_ns for path in registry.iterdir()}
+    publish_here([model(tmp_path, "good")], registry, images)
+    assert {path.name: path.stat().st_mtime_ns for path in registry.iterdir()} == before
+
+
+def test_a_new_version_leaves_the_old_file(tmp_path, images):
+    registry = tmp_path / "registry"
+    publish_here([model(tmp_path, "worse")], registry, images)
+    (old,) = index_of(registry)["models"]
+    publish_here([model(tmp_path, "good")], registry, images)
+    (new,) = index_of(registry)["models"]
+    assert (old["version"], new["version"], index_of(registry)["sequence"]) == (1, 2, 2)
+    assert new["replaces"] == {"version": 1, "sha256": old["sha256"]}
+    assert (registry / old["file"]).read_bytes() == model(tmp_path, "worse").read_bytes()
+
+
+def test_a_model_that_is_worse_than_what_it_replaces_is_refused(tmp_path, images):
+    registry = tmp_path / "registry"
+    publish_here([model(tmp_path, "good")], registry, images)
+    before = (registry / "index.json").read_bytes()
+    worse = model(tmp_path, "worse")
+    with pytest.raises(ValueError, match=r"lab is worse than version 1 .* by [\d.]+ dB at gaussian 25; at most 0.02 dB is allowed"):
+        publish_here([worse], registry, images, reason="")
+    assert (registry / "index.json").read_bytes() == before
+    assert len(list(registry.glob("*.safetensors"))) == 1
+    publish_here([worse], registry, images, reason="half the size")
+    (record,) = index_of(registry)["models"]
+    assert record["version"] == 2
+    assert record["accepted_worse"]["reason"] == "half the size"
+    assert record["accepted_worse"]["by"]["gaussian 25"] > 0.02
+
+
+def test_a_loss_within_the_tolerance_is_no_loss(tmp_path, images):
+    registry = tmp_path / "registry"
+    publish_here([model(tmp_path, "good")], registry, images)
+    noisy = index_of(registry)["models"][0]["scores"]["gaussian 25"]
+    assert publish.worse({"x": noisy - 0.01}, {"x": noisy}, 0.02) == {}
+    assert publish.worse({"x": noisy - 0.03}, {"x": noisy}, 0.02) == {"x": pytest.approx(0.03)}
+    assert publish.worse({"x": float("nan")}, {"x": noisy}, 0.02).keys() == {"x"}
+
+
+def test_a_model_that_only_adds_noise_is_refused(tmp_path, images):
+    registry = tmp_path / "registry"
+    with pytest.raises(ValueError, match="lab is worse than the noisy image by"):
+        publish_here([model(tmp_path, "far worse")], registry, images, reason="")
+    assert not (registry / "index.json").exists()
+
+
+def test_a_trained_model_passes_the_gate(tmp_path, images):
+    renamed = dn_core.models.registry.add(dn_core.models.registry.resolve("dn-resnet-13"), "lab-13").path
+    publish_here([renamed], tmp_path / "registry", images, reason="")
+    (record,) = index_of(tmp_path / "registry")["models"]
+    assert "accepted_worse" not in record
+    assert record["scores"]["gaussian 25"] > 28
+
+
+def test_several_models_are_published_together_or_not_at_all(tmp_path, images):
+    registry = tmp_path / "registry"
+    good, other = model(tmp_path, "good"), model(tmp_path, "good", "other")
+    publish_here([good, other], registry, images)
+    assert [record["name"] for record in index_of(registry)["models"]] == ["lab", "other"]
+    before = (registry / "index.json").read_bytes()
+    (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="damaged.safetensors"):
+        publish_here([model(tmp_path, "worse"), tmp_path / "damaged.safetensors"], registry, images)
+    assert (registry / "index.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["../evil", "dn-fast", "UPPER", "x" * 101])
+def test_names_that_no_user_could_fetch_are_refused(name, tmp_path, images):
+    path = write_model(tmp_path / "m.safetensors", name)
+    with pytest.raises(ValueError, match="cannot be named|comes with the package"):
+        publish_here([path], tmp_path / "registry", images)
+    assert list(tmp_path.rglob("index.json")) == []
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-30], lambda content: b"", lambda content: b"[]"])
+def test_a_damaged_index_is_refused_and_left(damage, tmp_path, images):
+    registry = tmp_path / "registry"
+    publish_here([model(tmp_path, "good")], registry, images)
+    content = damage((registry / "index.json").read_bytes())
+    (registry / "index.json").write_bytes(content)
+    with pytest.raises(RegistryError, match=f"^{registry}/index.json "):
+        publish_here([model(tmp_path, "worse")], registry, images)
+    assert (registry / "index.json").read_bytes() == content
+
+
+def test_a_published_file_that_was_damaged_is_noticed_and_mended(tmp_path, images):
+    registry = tmp_path / "registry"
+    good = model(tmp_path, "good")
+    publish_here([good], registry, images)
+    path = registry / index_of(registry)["models"][0]["file"]
+    path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is not the file that the index names"):
+        publish_here([model(tmp_path, "worse")], registry, images)
+    publish_here([good], registry, images)
+    assert path.read_bytes() == good.read_bytes()
+
+
+def test_what_cannot_be_is_explained(tmp_path, images):
+    good = model(tmp_path, "good")
+    for arguments, message in {
+        ("--to", "https://example.org/models", "--test", images): "can only be read",
+        ("--to", "ftp://example.org/models", "--test", images): "neither a folder",
+        ("--to", tmp_path / "registry", "--test", tmp_path / "nothing"): "nothing",
+        ("--to", tmp_path / "registry", "--test", images, "--level", "gaussian 26"): "no level 'gaussian 26'",
+    }.items():
+        result = CliRunner().invoke(publish.app, [str(good), *map(str, arguments)])
+        assert result.exit_code == 1, arguments
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_store_is_published_to(store, tmp_path, images):
+    publish_here([model(tmp_path, "worse")], store, images)
+    publish_here([model(tmp_path, "good")], store + "/", images)
+    (entry,) = remote.remote_entries(store)
+    assert entry.version == 2
+    assert remote.fetch("lab", store).read_bytes() == model(tmp_path, "good").read_bytes()
+    with pytest.raises(ValueError, match="worse than version 2"):
+        publish_here([model(tmp_path, "far worse")], store, images, reason="")
+
+
+# Two publishers
+
+
+@pytest.mark.parametrize("where", ["folder", "store"])
+def test_a_model_replaced_while_ours_was_scored_is_not_replaced_again(where, store, tmp_path, images):
+    to = store if where == "store" else str(publish.open_registry(str(tmp_path / "registry")))
+    publish_here([model(tmp_path, "worse")], to, images)
+    seen = publish.read_index(to)
+    (ours,) = publish.read_candidates([model(tmp_path, "far worse")])
+    publish_here([model(tmp_path, "good")], to, images)  # the other publisher
+    with pytest.raises(RegistryError, match=r"changed by another publisher \(sequence number 2, 1 when scoring began\)"):
+        publish.publish(to, [(ours, ours.record(2, {}))], seen)
+    (entry,) = remote.remote_entries(to)
+    assert (entry.version, entry.sha256) == (2, publish.read_candidates([model(tmp_path, "good")])[0].sha256)
+
+
+def test_publishers_of_different_models_share_a_folder(tmp_path, images):
+    registry = tmp_path / "registry"
+    paths = [model(tmp_path, "good", f"lab-{number}") for number in range(3)]
+    command = [sys.executable, SCRIPT, "--to", registry, "--test", images, "--level", "gaussian 25", "--accept-worse", "x"]
+    children = [subprocess.Popen([*map(str, command), str(path)], stderr=subprocess.PIPE) for path in paths]
+    results = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
+    assert [code for _, code in results] == [0] * 3, results
+    assert [record["name"] for record in index_of(registry)["models"]] == ["lab-0", "lab-1", "lab-2"]
+    assert index_of(registry)["sequence"] == 3
+    for number in range(3):
+        assert remote.fetch(f"lab-{number}", registry)
+
+
+# Killed publishers
+
+# For each line that it is sent, a process that publishes version after version as fast as it can: kills then hit any point of it.
+ENDLESS = """
+import importlib.util, os, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("publish", sys.argv[1])
+publish = sys.modules["publish"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(publish)
+candidates = [publish.read_candidates([Path(path)])[0] for path in sys.argv[3:]]
+for _ in sys.stdin:
+    if not (pid := os.fork()):
+        while True:
+            seen = publish.read_index(sys.argv[2])
+            candidate = candidates[seen.sequence % len(candidates)]
+            publish.publish(sys.argv[2], [(candidate, candidate.record(seen.sequence + 1, {}))], seen)
+    print(pid, flush=True)
+    os.waitpid(pid, 0)
+"""
+
+
+@posix
+def test_a_registry_is_readable_whenever_its_publisher_is_killed(tmp_path):
+    registry = tmp_path / "registry"
+    registry.mkdir()
+    paths = [write_model(tmp_path / f"{number}.safetensors", "lab", 1 + number / 10) for number in range(3)]
+    contents = [path.read_bytes() for path in paths]
+    randomly = random.Random(0)
+    sequence = 0
+    command = [sys.executable, "-c", ENDLESS, str(SCRIPT), str(registry), *map(str, paths)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        for kill in range(60):
+            print(file=parent.stdin, flush=True)
+            pid = int(parent.stdout.readline())
+            end = time.monotonic() + (5 if kill == 0 else randomly.uniform(0, 0.1))
+            while time.monotonic() < end and not (kill == 0 and sequence):
+                if (registry / "index.json").exists():
+                    sequence = read_all(registry, sequence)
+            os.kill(pid, signal.SIGKILL)
+            sequence = read_all(registry, sequence)
+            assert remote.fetch("lab", registry).read_bytes() in contents
+        parent.stdin.close()
+    assert sequence > 60
+
+
+def read_all(registry, at_least):
+    """What a reader sees at any moment: a whole index, never an older one, and whole files."""
+    index = parse_index((registry / "index.json").read_bytes(), str(registry), "remote")
+    assert index.sequence >= at_least
+    for entry in index.entries:
+        content = (registry / entry.file).read_bytes()
+        assert len(content) == entry.bytes
+        assert publish.hashlib.sha256(content).hexdigest() == entry.sha256
+    return index.sequence
+
+
+# The S3 protocol
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """An empty bucket on a server of moto's."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    server = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    files = fsspec.filesystem("s3")
+    files.mkdir("bucket")
+    yield "s3://bucket/models"
+    type(files).clear_instance_cache()
+    server.stop()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_models_are_published_to_s3_and_fetched_from_there(s3, tmp_path, images):
+    result = run(model(tmp_path, "worse"), "--to", s3, "--test", images, "--accept-worse", "a random network")
+    assert result.returncode == 0, result.stderr
+    publish_here([model(tmp_path, "good")], s3, images)
+    (entry,) = remote.remote_entries(s3)
+    assert entry.version == 2
+    assert remote.fetch("lab", s3).read_bytes() == model(tmp_path, "good").read_bytes()
+    fsspec.filesystem("s3").pipe_file("bucket/models/index.json", index_bytes(1, []))
+    with pytest.raises(RegistryError, match="sequence number 1; at least 2 is expected"):
+        remote.remote_entries(s3)
+    with pytest.raises(FileNotFoundError, match="no such file in the registry"):
+        remote.remote_entries("s3://bucket/elsewhere")
