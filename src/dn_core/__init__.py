@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dn_core.inference.denoise import Model, Progress, denoise, denoise_steps, engine_name, load_model
     from dn_core.models.registry import model_names
     from dn_core.training.cascade import train
+    from dn_core.training.finetune import finetune
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "denoise",
     "denoise_steps",
     "engine_name",
+    "finetune",
     "load_model",
     "model_names",
     "train",
@@ -48,6 +50,7 @@ _HOMES = {
     "denoise": "inference.denoise",
     "denoise_steps": "inference.denoise",
     "engine_name": "inference.denoise",
+    "finetune": "training.finetune",
     "load_model": "inference.denoise",
     "model_names": "models.registry",
     "train": "training.cascade",

@@ -32,7 +32,18 @@ from dn_core.training.material import CleanImages, Denoiser, Material
 from dn_core.training.optimizers import build_optimizers
 from dn_core.training.recipes import Recipe
 
-__all__ = ["STATE_FILE", "Run", "TrainProgress", "alone_in", "arrays_of", "bfloat16_helps", "differences", "fit", "resumed_steps"]
+__all__ = [
+    "STATE_FILE",
+    "STATE_KEY",
+    "Run",
+    "TrainProgress",
+    "alone_in",
+    "arrays_of",
+    "bfloat16_helps",
+    "differences",
+    "fit",
+    "resumed_steps",
+]
 
 STATE_KEY = "dn_resnet_training"
 STATE_FILE = "state.safetensors"
@@ -190,6 +201,7 @@ class Run:
 
     @property
     def epoch(self) -> int:
+        """Epochs begun."""
         return -(-self.step // self.recipe.epoch)
 
     def advance(self) -> float:
@@ -332,28 +344,37 @@ class Run:
 
 
 def resumed_steps(
-    run: Run, state_path: Path, save_seconds: float = 30.0, enough: float | None = None, allow: tuple[str, ...] = ()
+    run: Run,
+    state_path: Path,
+    save_seconds: float = 30.0,
+    enough: float | None = None,
+    allow: tuple[str, ...] = (),
+    report_seconds: float = math.inf,
 ) -> Generator[TrainProgress]:
     """Go on from the state in `state_path`, if there is one, to the end of the recipe, and save the state there; see `fit`.
 
-    A run that keeps the best weights scores its first ones, and tells of them before any step.
+    A run that keeps the best weights scores its first ones, and tells of them before any step. Between scores it is told of every
+    `REPORT_STEPS` steps, and after `report_seconds`.
     """
     run.resume(state_path, allow)
     try:
-        yield from _steps(run, state_path, save_seconds, enough, allow)
+        yield from _steps(run, state_path, save_seconds, enough, allow, report_seconds)
     finally:
         # A signal may come amid a change of the weights; then what was saved before stays.
         if run.whole:
             run.save(state_path)
 
 
-def _steps(run: Run, state_path: Path, save_seconds: float, enough: float | None, allow: tuple[str, ...]) -> Iterator[TrainProgress]:
+def _steps(
+    run: Run, state_path: Path, save_seconds: float, enough: float | None, allow: tuple[str, ...], report_seconds: float
+) -> Iterator[TrainProgress]:
     total = run.recipe.steps
     if run.keep_best:
         if not run.best:
             run.score()
         yield _progress(run, 0.0, run.psnr)
     began, begun, saved = time.monotonic(), run.megapixels, time.monotonic()
+    reported = began
     if not state_path.exists():
         run.save(state_path)
     while run.step < total and not (enough is not None and run.epoch_loss <= enough):
@@ -367,18 +388,17 @@ def _steps(run: Run, state_path: Path, save_seconds: float, enough: float | None
         if end_of_epoch or time.monotonic() - saved > save_seconds:
             run.save(state_path)
             saved = time.monotonic()
-        if end_of_epoch or run.step % REPORT_STEPS == 0:
+        if end_of_epoch or run.step % REPORT_STEPS == 0 or time.monotonic() - reported > report_seconds:
             told = time.monotonic()
             yield _progress(run, (run.megapixels - begun) / max(told - began, 1e-9), score)
-            began += time.monotonic() - told  # what the caller does with it, such as a pause, is no training
+            reported = time.monotonic()
+            began += reported - told  # what the caller does with it, such as a pause, is no training
 
 
 def _progress(run: Run, rate: float, score: float | None) -> TrainProgress:
     left = _megapixels_left(run.recipe, run.step) / max(rate, 1e-9) if rate else math.nan
     lr = run.recipe.lr * run.rate * _rate_factor(run.recipe, run.step)
-    return TrainProgress(
-        run.step, run.recipe.steps, run.epoch, run.loss, lr, run.megapixels, rate, left, score, epoch_loss=run.epoch_loss
-    )
+    return TrainProgress(run.step, run.recipe.steps, run.epoch, run.loss, lr, run.megapixels, rate, left, score, epoch_loss=run.epoch_loss)
 
 
 def _checkpoint(run: Run, material: CleanImages) -> Checkpoint:
