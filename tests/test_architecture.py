@@ -27,7 +27,7 @@ FLOORS = [
     ["checkpoints"],
     ["inference", "models", "training"],
     ["evaluation"],
-    ["cli", "demo"],
+    ["cli", "control", "demo"],
 ]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 

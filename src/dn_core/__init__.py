@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dn_core.inference.planes import blend
     from dn_core.models.registry import model_names
     from dn_core.training.cascade import train
+    from dn_core.training.finetune import finetune
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "denoise",
     "denoise_steps",
     "engine_name",
+    "finetune",
     "load_model",
     "model_names",
     "train",
@@ -53,6 +55,7 @@ _HOMES = {
     "denoise": "inference.denoise",
     "denoise_steps": "inference.denoise",
     "engine_name": "inference.denoise",
+    "finetune": "training.finetune",
     "load_model": "inference.denoise",
     "model_names": "models.registry",
     "train": "training.cascade",

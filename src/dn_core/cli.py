@@ -1,7 +1,7 @@
 """``dn-resnet``: the command line. Thin: it parses, draws bars and says what went wrong.
 
-Exit codes: 0 all done, 1 some inputs failed (they are named), 2 wrong usage, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. A reader of the
-output that goes away, as ``head`` does, is no failure.
+Exit codes: 0 all done, 1 some inputs failed (they are named), 2 wrong usage, 130 Ctrl-C, 143 SIGTERM or the end of standard input with
+``--control``, 129 SIGHUP. A reader of the output that goes away, as ``head`` does, is no failure.
 """
 
 from __future__ import annotations
@@ -193,6 +193,14 @@ def remove_model(
         registry.remove(name)
 
 
+_JSON = typer.Option("--json", help="Print progress as JSON lines: start, step, epoch, preview, done, error (see docs/training.md).")
+_CONTROL = typer.Option(
+    "--control",
+    help="As --json, and obey lines on standard input: pause, resume, stop (done, exit code 0). When standard input ends, so does the "
+    "training: its state is saved, exit code 143.",
+)
+
+
 @app.command(cls=_TrainCommand)
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (named below) or a TOML file.")],
@@ -203,19 +211,16 @@ def train(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; one for each training is fastest.")] = 1,
     allow: Annotated[list[str] | None, typer.Option(help="A setting, such as recipe.phases, that may differ from the run resumed.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be used.")] = False,
+    json_lines: Annotated[bool, _JSON] = False,
+    control: Annotated[bool, _CONTROL] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train a model; the same command again goes on where it was stopped."""
-    with _explained(debug):
-        import torch
-
-        from dn_core.memory import keep_freed_memory
+    with _explained(debug), _driven(json_lines, control, threads) as driver:
         from dn_core.training.bank import load_bank
         from dn_core.training.cascade import train_stages
         from dn_core.training.recipes import load_recipe
 
-        keep_freed_memory()
-        torch.set_num_threads(threads)
         loaded = load_recipe(recipe)
         loaded = loaded if steps is None else loaded.with_steps(steps)
         bank = load_bank(data, smallest=max(phase.patch for phase in loaded.phases), skip_bad=skip_bad)
@@ -225,10 +230,14 @@ def train(
             f"{loaded.name}: {len(bank.images)} images, {len(bank.held_out)} held out, "
             f"{len(bank.skipped)} files skipped, {loaded.steps} steps"
         )
-        with (
-            _bar("training") as advance,
-            contextlib.closing(train_stages(loaded, bank, out, device=device, allow=tuple(allow or ()))) as progress,
-        ):
+        training = train_stages(loaded, bank, out, device=device, allow=tuple(allow or ()))
+        if driver is not None:
+            from dn_core.control import emit, train_events
+
+            emit("start", name=loaded.name, total=loaded.steps, images=len(bank.images), held_out=len(bank.held_out))
+            train_events(training, driver.control)
+            return
+        with _bar("training") as advance, contextlib.closing(training) as progress:
             for step in progress:
                 advance(step.done, step.total)
                 if step.path is None and (step.done % loaded.epoch == 0 or step.done == step.total):
@@ -240,6 +249,101 @@ def train(
                     )
                 if step.path is not None:
                     typer.echo(step.path)
+
+
+@app.command()
+def finetune(
+    out: Annotated[Path, typer.Option(help="Folder for the model and, in NAME-training, the state to go on from.")],
+    noisy: Annotated[Path | None, typer.Option(help="Noisy images: a file, or a folder; --clean has those of the same names.")] = None,
+    clean: Annotated[Path | None, typer.Option(help="Clean images: a file, or a folder.")] = None,
+    repeats: Annotated[Path | None, typer.Option(help="Repeats of a scene: a stack, or a folder of single images or of stacks.")] = None,
+    axis: Annotated[int, typer.Option(help="Axis of the repeats in a stack.")] = 0,
+    noise_kind: Annotated[str | None, typer.Option(help="Noise to put on --clean alone: gaussian, poisson or poisson-gaussian.")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Of gaussian noise in grey levels, of poisson-gaussian in photons.")] = None,
+    peak: Annotated[float | None, typer.Option(help="Mean count of photons at --white.")] = None,
+    black: Annotated[float | None, typer.Option(help="Grey level without light; by default found from the images.")] = None,
+    white: Annotated[float | None, typer.Option(help="Grey level of the brightest parts; by default found from the images.")] = None,
+    start: Annotated[str | None, typer.Option(help="A name from 'dn-resnet models', or a model file, to adapt.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the new model.")] = "finetuned",
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training; 1500 without --minutes.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="About how long to train.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; one for each training is fastest.")] = 1,
+    allow: Annotated[list[str] | None, typer.Option(help="A setting, such as recipe.phases, that may differ from the run resumed.")] = None,
+    json_lines: Annotated[bool, _JSON] = False,
+    control: Annotated[bool, _CONTROL] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Adapt a model to your own images: noisy and clean pairs, repeats of a scene, or clean images and their noise.
+
+    The file holds the best weights so far at any time, those at the start included. The same command again goes on where it was stopped.
+    """
+    with _explained(debug), _driven(json_lines, control, threads) as driver:
+        from dn_core.training.finetune import finetune_steps, images_from, training_folder
+
+        noise = _noise_table(noise_kind, sigma, peak)
+        images = images_from(noisy=noisy, clean=clean, repeats=repeats, axis=axis, noise=noise, black=black, white=white)
+        options = {"start": start, "name": name, "steps": steps, "minutes": minutes, "device": device, "allow": tuple(allow or ())}
+        training = finetune_steps(images, out, **options)  # type: ignore[arg-type]
+        told = images.describe()
+        if driver is not None:
+            from dn_core.control import finetune_events
+
+            finetune_events(training, training_folder(out, name), {"name": name, "images": told}, driver.control)
+            return
+        _say(f"{name}: {told['scenes']} scenes, {told['images']} images, black {images.black:g}, white {images.white:g} grey levels")
+        with _bar("training") as advance, contextlib.closing(training) as progress:
+            for step in progress:
+                advance(step.done, step.total)
+                if step.psnr is not None:
+                    left = "" if step.done == 0 else f", {step.seconds_left / 60:.1f} min left"
+                    _say(f"step {step.done} of {step.total}: held-out PSNR {step.psnr:.2f} dB (best {step.best_psnr:.2f}){left}")
+        gain = step.best_psnr - step.start_psnr
+        _say(f"{gain:+.2f} dB after {step.best_step} steps" if step.best_step else "kept the starting weights, as nothing did better")
+        typer.echo(step.path)
+
+
+def _noise_table(kind: str | None, sigma: float | None, peak: float | None) -> dict[str, Any] | None:
+    """The noise that the options describe."""
+    values = {name: value for name, value in (("sigma", sigma), ("peak", peak)) if value is not None}
+    if kind is None:
+        if values:
+            raise ValueError(f"--{next(iter(values))} came without the kind of noise; one is expected. Add --noise-kind.")
+        return None
+    needed = {"gaussian": {"sigma"}, "poisson": {"peak"}, "poisson-gaussian": {"sigma", "peak"}}
+    if kind not in needed:
+        raise ValueError(f"--noise-kind is {kind!r}; one of {', '.join(needed)} is expected. Change it.")
+    if needed[kind] != values.keys():
+        wanted = " and ".join(f"--{name}" for name in sorted(needed[kind]))
+        raise ValueError(f"{' and '.join(f'--{name}' for name in values) or 'nothing'} came for {kind} noise; {wanted} is expected.")
+    return {"kind": kind, **values}
+
+
+@dataclass(frozen=True, slots=True)
+class _Driver:
+    """Another program, which reads JSON lines and may have its say."""
+
+    control: Any
+
+
+@contextlib.contextmanager
+def _driven(json_lines: bool, control: bool, threads: int) -> Iterator[_Driver | None]:
+    """Prepare a training; where another program drives it, errors are told as events too."""
+    from dn_core.control import Control, emit
+
+    driver = _Driver(Control() if control else None) if json_lines or control else None
+    try:
+        import torch
+
+        from dn_core.memory import keep_freed_memory
+
+        keep_freed_memory()
+        torch.set_num_threads(threads)
+        yield driver
+    except Exception as error:
+        if driver is not None and not isinstance(error, (BrokenPipeError, typer.Exit)):
+            emit("error", message=_sentence(error))
+        raise
 
 
 @app.command()

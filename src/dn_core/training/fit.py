@@ -19,27 +19,39 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dn_core.checkpoints import Card, Checkpoint, read_tensors, save_checkpoint, write_tensors
 from dn_core.inference.engines import choose_device
 from dn_core.losses import edge_aware, mse
 from dn_core.networks import DnResNet
-from dn_core.noise import Noise, Noisy, noise_from_dict
+from dn_core.noise import Noisy, noise_from_dict
 from dn_core.training.bank import Bank
+from dn_core.training.material import CleanImages, Denoiser, Material
 from dn_core.training.optimizers import build_optimizers
-from dn_core.training.recipes import Phase, Recipe
+from dn_core.training.recipes import Recipe
 
-__all__ = ["TrainProgress", "bfloat16_helps", "differences", "fit"]
+__all__ = [
+    "STATE_FILE",
+    "STATE_KEY",
+    "Run",
+    "TrainProgress",
+    "alone_in",
+    "arrays_of",
+    "bfloat16_helps",
+    "differences",
+    "fit",
+    "resumed_steps",
+]
 
 STATE_KEY = "dn_resnet_training"
 STATE_FILE = "state.safetensors"
 COUNTERS = ("step", "loss", "megapixels", "epoch_loss", "epoch_sum", "rate")
+SCORES = ("psnr", "start_psnr", "best_psnr", "best_step")
 LOCK_FILE = "training.lock"
 REPORT_STEPS = 20
 WEIGHT_FLOOR = 8 / 255
-SCORE_SIGMA = 25 / 255
-SCORE_IMAGES, SCORE_SIZE = 16, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +120,6 @@ def fit(
         there at half the learning rate, with a RuntimeWarning.
     """
     choose_device(device)
-    if precision not in ("auto", "bfloat16", "float32"):
-        raise ValueError(f"precision is {precision!r}; 'auto', 'bfloat16' or 'float32' is expected. Change precision.")
     largest = max(phase.patch for phase in recipe.phases)
     if (smallest := min(min(image.shape) for image in bank.images)) < largest:
         raise ValueError(
@@ -117,21 +127,14 @@ def fit(
         )
     if recipe.network.planes_in != 1:
         raise ValueError(f"the network takes {recipe.network.planes_in} planes; training takes single planes. Set planes_in to 1.")
-    if precision == "auto":
-        precision = "bfloat16" if bfloat16_helps(device) else "float32"
+    material = CleanImages(bank, noise_from_dict(recipe.noise))
+    run = Run(recipe, material, device, precision, stage=stage, rank=rank, first=first)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(recipe, bank, device, precision, stage, rank, first)
-    with _alone_in(folder):
-        run.resume(folder / STATE_FILE, allow)
-        try:
-            yield from _steps(run, folder / STATE_FILE, save_seconds, enough, allow)
-        finally:
-            # A signal may come amid a change of the weights; then what was saved before stays.
-            if run.whole:
-                run.save(folder / STATE_FILE)
+    with alone_in(folder):
+        yield from resumed_steps(run, folder / STATE_FILE, save_seconds, enough, allow)
         path = folder / f"{recipe.name}.safetensors"
-        save_checkpoint(path, run.checkpoint())
+        save_checkpoint(path, _checkpoint(run, material))
     yield TrainProgress(
         run.step, recipe.steps, run.epoch, run.loss, 0.0, run.megapixels, 0.0, 0.0, run.score(), path, epoch_loss=run.epoch_loss
     )
@@ -150,13 +153,36 @@ def bfloat16_helps(device: str) -> bool:
     return any(check() for check in checks if check is not None)
 
 
-class _Run:
-    """The moving parts of one training: network, average, optimizers, step."""
+class Run:
+    """The moving parts of one training: network, average, optimizers, step.
+
+    Attributes
+    ----------
+    average
+        The averaged weights, which become the model.
+    best, best_psnr, best_step
+        With `keep_best` the averaged weights of the highest score so far, which may be the first ones, and when it was.
+    psnr
+        The last score.
+    """
 
     def __init__(
-        self, recipe: Recipe, bank: Bank, device: str, precision: str, stage: int, rank: int, first: DnResNet | None = None
+        self,
+        recipe: Recipe,
+        material: Material,
+        device: str,
+        precision: str = "auto",
+        *,
+        stage: int = 0,
+        rank: int = 0,
+        first: DnResNet | None = None,
+        keep_best: bool = False,
     ) -> None:
-        self.recipe, self.bank, self.precision = recipe, bank, precision
+        if precision not in ("auto", "bfloat16", "float32"):
+            raise ValueError(f"precision is {precision!r}; 'auto', 'bfloat16' or 'float32' is expected. Change precision.")
+        if precision == "auto":
+            precision = "bfloat16" if bfloat16_helps(device) else "float32"
+        self.recipe, self.material, self.precision, self.keep_best = recipe, material, precision, keep_best
         self.device = torch.device(device)
         self.stage, self.rank, self.step, self.loss, self.megapixels = stage, rank, 0, math.nan, 0.0
         self.epoch_loss, self.epoch_sum, self.rate = math.nan, 0.0, 1.0
@@ -168,18 +194,21 @@ class _Run:
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.optimizers = build_optimizers(self.network, recipe.optimizer, recipe.lr)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.noise: Noise = noise_from_dict(recipe.noise)
-        self.data = bank.fingerprint()
+        self.data = material.fingerprint()
+        self.best: dict[str, Tensor] = {}
+        self.psnr, self.start_psnr, self.best_psnr, self.best_step = math.nan, math.nan, math.nan, 0
         self.whole = True
 
     @property
     def epoch(self) -> int:
+        """Epochs begun."""
         return -(-self.step // self.recipe.epoch)
 
     def advance(self) -> float:
         """One step of the optimizers; the loss it saw."""
         phase = self.recipe.phase_at(self.step)
-        clean, noisy, means = self._batch(phase)
+        rng = np.random.default_rng((self.recipe.seed, self.stage, self.rank, self.step))
+        clean, noisy, means = self.material.batch(phase, rng, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             denoised = self.network(self._with_map(noisy), means)
         loss = _loss(self.recipe, denoised, clean, noisy.std)
@@ -216,13 +245,6 @@ class _Run:
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         return torch.stack([gradient.square().sum() for gradient in gradients]).sum()
 
-    def _batch(self, phase: Phase) -> tuple[Tensor, Noisy, Tensor]:
-        rng = np.random.default_rng((self.recipe.seed, self.stage, self.rank, self.step))
-        patches, means = self.bank.patches(phase.batch, phase.patch, rng)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        clean = torch.from_numpy(patches).to(self.device)
-        return clean, self.noise(clean, generator), torch.from_numpy(means).to(self.device)
-
     def _with_map(self, noisy: Noisy) -> Tensor:
         planes = torch.cat(noisy, dim=1) if self.recipe.network.noise_map else noisy.image
         return planes.contiguous(memory_format=torch.channels_last)
@@ -233,49 +255,41 @@ class _Run:
         for name, average in self.average.items():
             average.lerp_(current[name], 1 - decay)
 
-    def score(self) -> float | None:
-        """Mean PSNR of the averaged weights on held-out images at sigma 25, always with the same noise; None without such images."""
-        if not self.bank.held_out:
-            return None
+    def denoiser(self, weights: dict[str, Tensor] | None = None) -> Denoiser:
+        """The network with other weights, by default the averaged ones, to denoise with."""
         network = _new_network(self.recipe).to(self.device)
-        network.load_state_dict(self.average)
-        generator = torch.Generator().manual_seed(0)
-        scores = []
-        for image in self.bank.held_out[:SCORE_IMAGES]:
-            crop = image[:SCORE_SIZE, :SCORE_SIZE].astype(np.float32) / np.float32(self.bank.full_scale)
-            clean = torch.from_numpy(crop)[None, None].to(self.device)
-            noisy = clean + SCORE_SIGMA * torch.randn(clean.shape, generator=generator).to(self.device)
-            planes = self._with_map(Noisy(noisy, torch.full_like(noisy, SCORE_SIGMA)))
-            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                error = network(planes).clamp(0, 1) - clean
-            scores.append(-10 * math.log10(float(error.square().mean()) + 1e-12))
-        return sum(scores) / len(scores)
+        network.load_state_dict(self.average if weights is None else weights)
 
-    def checkpoint(self) -> Checkpoint:
-        """The averaged weights with a card."""
-        recipe = self.recipe
-        score = self.score()
-        card = Card(
-            name=recipe.name,
-            description=recipe.description,
-            noise=recipe.noise_text,
-            recipe=recipe.as_dict(),
-            data={"images": len(self.bank.images), "held_out": len(self.bank.held_out), "sha256": self.data},
-            training={"steps": self.step, "megapixels": round(self.megapixels, 1), "precision": self.precision, "torch": torch.__version__},
-            scores={} if score is None else {"held_out_sigma25_psnr": round(score, 3)},
-        )
-        weights = {name: value.to("cpu", torch.float32).contiguous().numpy() for name, value in self.average.items()}
-        return Checkpoint(recipe.network, weights, card)
+        def denoise(noisy: Noisy, means: Tensor | None = None, *, exact: bool = False) -> Tensor:
+            reduced = self.precision == "bfloat16" and not exact
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
+                denoised: Tensor = network(self._with_map(noisy), means)
+            return denoised
+
+        return denoise
+
+    def score(self) -> float | None:
+        """The score of the averaged weights, remembered if they are the best so far; None without held-out images."""
+        score = self.material.score(self.denoiser(), self.device)
+        if self.keep_best and score is not None:
+            self.psnr = score
+            if not self.best:
+                self.start_psnr = score
+            if not self.best or score > self.best_psnr:
+                self.best = {name: value.clone() for name, value in self.average.items()}
+                self.best_psnr, self.best_step = score, self.step
+        return score
 
     def save(self, path: Path) -> None:
         """Write all that resuming needs, whole or not at all."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for number, optimizer in enumerate(self.optimizers):
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer{number}.{index}.{name}": value for name, value in state.items()}
         arrays = {name: value.detach().to("cpu", torch.float32).numpy() for name, value in tensors.items()}
-        write_tensors(path, arrays, {STATE_KEY: json.dumps({**self._identity(), **{name: getattr(self, name) for name in COUNTERS}})})
+        write_tensors(path, arrays, {STATE_KEY: json.dumps({**self._identity(), **self._counters()})})
 
     def resume(self, path: Path, allow: tuple[str, ...]) -> None:
         """Go on from `path`, if it is there and of the same recipe, data and precision but for what is in `allow`."""
@@ -293,17 +307,18 @@ class _Run:
                 "allow these to differ."
             )
         values = {name: torch.from_numpy(array) for name, array in tensors.items()}
-        for place in ("network.", "average."):
+        for place in ("network.", "average.", *(("best.",) if self.keep_best else ())):
             found, expected = _under(place, values), self.average
             if wrong := [name for name in {*found, *expected} if name not in found or found[name].shape != expected[name].shape]:
                 raise ValueError(f"{path} has weights of another network ({', '.join(sorted(wrong)[:5])}). Choose another output folder.")
         self.network.load_state_dict(_under("network.", values))
         for name, value in _under("average.", values).items():
             self.average[name].copy_(value)
+        self.best = {name: value.to(self.device) for name, value in _under("best.", values).items()}
         # Another optimizer, if allowed, begins without memory.
         for number, optimizer in enumerate(self.optimizers if state.get("recipe", {}).get("optimizer") == self.recipe.optimizer else ()):
             _restore(optimizer, _under(f"optimizer{number}.", values), self.device)
-        for name in COUNTERS:
+        for name in self._counters():
             setattr(self, name, state.get(name, getattr(self, name)))
 
     def go_back(self, path: Path, error: FloatingPointError, allow: tuple[str, ...]) -> None:
@@ -316,6 +331,9 @@ class _Run:
         what = str(error).partition(";")[0]
         warnings.warn(f"{what}; going on from step {self.step} at half the learning rate.", RuntimeWarning, stacklevel=4)
 
+    def _counters(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in (*COUNTERS, *(SCORES if self.keep_best else ()))}
+
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
         recipe = json.loads(json.dumps(self.recipe.as_dict()))
@@ -325,9 +343,38 @@ class _Run:
         }
 
 
-def _steps(run: _Run, state_path: Path, save_seconds: float, enough: float | None, allow: tuple[str, ...]) -> Iterator[TrainProgress]:
+def resumed_steps(
+    run: Run,
+    state_path: Path,
+    save_seconds: float = 30.0,
+    enough: float | None = None,
+    allow: tuple[str, ...] = (),
+    report_seconds: float = math.inf,
+) -> Generator[TrainProgress]:
+    """Go on from the state in `state_path`, if there is one, to the end of the recipe, and save the state there; see `fit`.
+
+    A run that keeps the best weights scores its first ones, and tells of them before any step. Between scores it is told of every
+    `REPORT_STEPS` steps, and after `report_seconds`.
+    """
+    run.resume(state_path, allow)
+    try:
+        yield from _steps(run, state_path, save_seconds, enough, allow, report_seconds)
+    finally:
+        # A signal may come amid a change of the weights; then what was saved before stays.
+        if run.whole:
+            run.save(state_path)
+
+
+def _steps(
+    run: Run, state_path: Path, save_seconds: float, enough: float | None, allow: tuple[str, ...], report_seconds: float
+) -> Iterator[TrainProgress]:
     total = run.recipe.steps
+    if run.keep_best:
+        if not run.best:
+            run.score()
+        yield _progress(run, 0.0, run.psnr)
     began, begun, saved = time.monotonic(), run.megapixels, time.monotonic()
+    reported = began
     if not state_path.exists():
         run.save(state_path)
     while run.step < total and not (enough is not None and run.epoch_loss <= enough):
@@ -337,15 +384,41 @@ def _steps(run: _Run, state_path: Path, save_seconds: float, enough: float | Non
             run.go_back(state_path, error, allow)
             continue
         end_of_epoch = run.step % run.recipe.epoch == 0 or run.step == total
+        score = run.score() if end_of_epoch else None
         if end_of_epoch or time.monotonic() - saved > save_seconds:
             run.save(state_path)
             saved = time.monotonic()
-        if end_of_epoch or run.step % REPORT_STEPS == 0:
-            rate = (run.megapixels - begun) / max(time.monotonic() - began, 1e-9)
-            left = _megapixels_left(run.recipe, run.step) / max(rate, 1e-9)
-            lr = run.recipe.lr * run.rate * _rate_factor(run.recipe, run.step)
-            score = run.score() if end_of_epoch else None
-            yield TrainProgress(run.step, total, run.epoch, run.loss, lr, run.megapixels, rate, left, score, epoch_loss=run.epoch_loss)
+        if end_of_epoch or run.step % REPORT_STEPS == 0 or time.monotonic() - reported > report_seconds:
+            told = time.monotonic()
+            yield _progress(run, (run.megapixels - begun) / max(told - began, 1e-9), score)
+            reported = time.monotonic()
+            began += reported - told  # what the caller does with it, such as a pause, is no training
+
+
+def _progress(run: Run, rate: float, score: float | None) -> TrainProgress:
+    left = _megapixels_left(run.recipe, run.step) / max(rate, 1e-9) if rate else math.nan
+    lr = run.recipe.lr * run.rate * _rate_factor(run.recipe, run.step)
+    return TrainProgress(run.step, run.recipe.steps, run.epoch, run.loss, lr, run.megapixels, rate, left, score, epoch_loss=run.epoch_loss)
+
+
+def _checkpoint(run: Run, material: CleanImages) -> Checkpoint:
+    """The averaged weights with a card."""
+    recipe, score = run.recipe, run.score()
+    card = Card(
+        name=recipe.name,
+        description=recipe.description,
+        noise=recipe.noise_text,
+        recipe=recipe.as_dict(),
+        data=material.describe(),
+        training={"steps": run.step, "megapixels": round(run.megapixels, 1), "precision": run.precision, "torch": torch.__version__},
+        scores={} if score is None else {"held_out_sigma25_psnr": round(score, 3)},
+    )
+    return Checkpoint(recipe.network, arrays_of(run.average), card)
+
+
+def arrays_of(weights: dict[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Weights as they are kept in a model file."""
+    return {name: value.to("cpu", torch.float32).contiguous().numpy() for name, value in weights.items()}
 
 
 def _loss(recipe: Recipe, denoised: Tensor, clean: Tensor, std: Tensor) -> Tensor:
@@ -373,7 +446,7 @@ def _megapixels_left(recipe: Recipe, step: int) -> float:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Keep a second training out of the folder; the system lets go of the lock when a process dies."""
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:

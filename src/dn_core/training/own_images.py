@@ -1,0 +1,331 @@
+"""A lab's own images as material for training: pairs of noisy and clean ones, repeats of a scene, or clean ones and a noise model.
+
+Images keep their own type and units; one scale for all of them, `black`..`white`, says what 0..1 is in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.exceptions import AxisError
+from numpy.typing import NDArray
+
+from dn_core import files
+from dn_core.inference.planes import check_dtype, find_axes
+
+__all__ = ["NoiseTable", "OwnImages", "Scene", "clean_and_noise", "pairs", "repeats"]
+
+Kind = Literal["pairs", "repeats", "clean and noise"]
+NoiseTable = dict[str, Any]
+
+SMALLEST_SIDE = 32
+FEWEST_PIXELS = 2**14
+SAMPLE_PIXELS = 2**22
+RANGE = (0.1, 99.9)
+"""Percentiles that become 0 and 1, so that a few dead or hot pixels do not set the scale."""
+NAMED = 5  # names in a message
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One plane of the world: noisy images of it, and a clean one where there is one; all ``(H, W)``."""
+
+    noisy: tuple[NDArray[Any], ...]
+    clean: NDArray[Any] | None = None
+
+    @property
+    def planes(self) -> tuple[NDArray[Any], ...]:
+        """All images, the clean one last."""
+        return self.noisy if self.clean is None else (*self.noisy, self.clean)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.planes[0].shape
+        return height, width
+
+
+@dataclass(frozen=True, eq=False)
+class OwnImages:
+    """Checked images; made by `pairs`, `repeats` and `clean_and_noise`.
+
+    Attributes
+    ----------
+    black, white
+        The grey levels that are 0 and 1 in training, for all images.
+    noise
+        Tables for `dn_core.noise.noise_from_dict`, on that scale.
+    """
+
+    kind: Kind
+    scenes: tuple[Scene, ...]
+    black: float
+    white: float
+    noise: tuple[NoiseTable, ...] = ()
+
+    @property
+    def range(self) -> float:
+        """Grey levels from black to white."""
+        return self.white - self.black
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """A hash of each scene's last plane: scenes with the same clean image are one scene to a network."""
+        return tuple(_digest(scene.planes[-1]) for scene in self.scenes)
+
+    def fingerprint(self) -> str:
+        """A hash of all pixels, in order, and of what they are used for."""
+        whole = hashlib.sha256(f"{self.kind} {self.black} {self.white} {self.noise}".encode())
+        for scene, last in zip(self.scenes, self.digests, strict=True):
+            for plane in scene.planes[:-1]:
+                whole.update(_digest(plane).encode())
+            whole.update(last.encode())
+        return whole.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What a card says of them: no names, no places."""
+        return {
+            **{"kind": self.kind, "scenes": len(self.scenes), "images": sum(len(scene.planes) for scene in self.scenes)},
+            **{"dtype": str(self.scenes[0].planes[0].dtype), "black": self.black, "white": self.white},
+            **{"noise": list(self.noise), "sha256": self.fingerprint()},
+        }
+
+
+def pairs(noisy: Any, clean: Any, *, black: float | None = None, white: float | None = None) -> OwnImages:
+    """Noisy and clean images of the same scenes.
+
+    Parameters
+    ----------
+    noisy, clean
+        Two arrays ``(..., height, width)`` of the same shape, two lists of such, two files (an image that can be read, or ``.npy``), or two
+        folders whose files have the same names but for their endings. Planes are what `dn_core.denoise` would make of them.
+    black, white
+        Grey levels that are 0 and 1 in training; by default 0 and 255 for 8-bit images, else two percentiles of the clean ones.
+
+    Raises
+    ------
+    ValueError
+        When names or shapes do not match, or there is too little to learn from.
+    """
+    noisy_images, clean_images = _read(noisy, "noisy"), _read(clean, "clean")
+    if not isinstance(noisy, (str, Path)) or len(noisy_images) == len(clean_images) == 1:
+        partners = [replace(image, name=other.name) for image, other in zip(clean_images, noisy_images, strict=False)]
+        clean_images = [*partners, *clean_images[len(partners) :]]
+    by_name = {image.name: image for image in clean_images}
+    names = {image.name for image in noisy_images}
+    if alone := sorted(names ^ by_name.keys()):
+        more = f" and {len(alone) - NAMED} more" if len(alone) > NAMED else ""
+        raise ValueError(
+            f"{len(noisy_images)} noisy and {len(clean_images)} clean images came, and {', '.join(alone[:NAMED])}{more} have no partner; a "
+            "clean image for each noisy one, of the same name, is expected. Rename or remove them."
+        )
+    scenes = []
+    for image in noisy_images:
+        partner = by_name[image.name]
+        if image.array.shape != partner.array.shape:
+            raise ValueError(
+                f"{image.name} has shape {image.array.shape} noisy and {partner.array.shape} clean; the same is expected. Cut them alike."
+            )
+        scenes += [Scene((first,), second) for first, second in zip(image.planes(), partner.planes(), strict=True)]
+    if all(np.array_equal(scene.noisy[0], scene.planes[-1]) for scene in scenes):
+        raise ValueError("the noisy images are the clean ones; different ones are expected. Check what was given as noisy and clean.")
+    return _checked("pairs", scenes, black, white)
+
+
+def repeats(images: Any, axis: int = 0, *, black: float | None = None, white: float | None = None) -> OwnImages:
+    """Repeats of the same scenes, each with noise of its own (Noise2Noise).
+
+    Parameters
+    ----------
+    images
+        An array whose `axis` counts the repeats, a file with one, or a folder: of single planes, each a repeat of one scene, or of such
+        stacks.
+    """
+    found = _read(images, "repeats")
+    if len(found) > 1 and all(image.array.ndim == 2 for image in found):
+        if len(shapes := {image.array.shape for image in found}) > 1:
+            raise ValueError(f"the repeats have shapes {sorted(shapes)[:NAMED]}; one shape is expected. Cut them alike.")
+        scenes = [Scene(tuple(image.array for image in found))]
+    else:
+        scenes = [scene for image in found for scene in _scenes_of_repeats(image, axis)]
+    for scene in scenes:
+        if len(scene.noisy) < 2:
+            raise ValueError("a scene has 1 repeat; 2 or more are expected. Record it again, or choose another axis.")
+        if any(np.array_equal(first, second) for first, second in itertools.pairwise(scene.noisy)):
+            raise ValueError("two repeats have the same pixels; noise of its own in each is expected. Give repeats as they were recorded.")
+    return _checked("repeats", scenes, black, white)
+
+
+def clean_and_noise(clean: Any, noise: Any, *, black: float | None = None, white: float | None = None) -> OwnImages:
+    """Clean images, and the noise that is put on them.
+
+    Parameters
+    ----------
+    noise
+        A `Gaussian`, `Poisson` or `PoissonGaussian` of `dn_core.noise` with plain numbers, or a table such as
+        ``{"kind": "gaussian", "sigma": 40}``. The sigma of Gaussian noise is in grey levels of these images; a peak is the mean count of
+        photons at `white`, none at `black`; the sigma of Poisson-Gaussian noise is in photons.
+    """
+    from dn_core.noise import noise_from_dict
+
+    table = _noise_table(noise)
+    noise_from_dict([table])
+    scenes = [Scene((), plane) for image in _read(clean, "clean") for plane in image.planes()]
+    found = _checked("clean and noise", scenes, black, white)
+    if table["kind"] == "gaussian":
+        table["sigma"] = table["sigma"] * 255 / found.range
+    return OwnImages(found.kind, found.scenes, found.black, found.white, (table,))
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An array, its name in messages, and which of its axes are channels."""
+
+    name: str
+    array: Any
+    axes: dict[str, Any]
+
+    def planes(self) -> list[NDArray[Any]]:
+        axes = find_axes(tuple(self.array.shape), self.axes.get("channel_axis"), self.axes.get("alpha"))
+        turn = axes.spatial
+        found = [self.array[plane.index(slice(None), slice(None))] for plane in axes.planes()]
+        return found if turn[0] < turn[1] else [plane.T for plane in found]
+
+
+def _read(images: Any, what: str) -> list[_Image]:
+    """Images from a path, an array or several arrays; memory maps stay on disk."""
+    if isinstance(images, (str, Path)):
+        return [_read_file(path, name) for path, name in _paths(Path(images))]
+    if isinstance(images, (list, tuple)) and not any(isinstance(image, (str, Path, int, float)) for image in images):
+        found = [_Image(f"{what} {number}", _as_array(image), {}) for number, image in enumerate(images)]
+    else:
+        found = [_Image(what, _as_array(images), {})]
+    if not found:
+        raise ValueError(f"{what} is empty; at least one image is expected. Give some.")
+    return found
+
+
+def _as_array(image: Any) -> NDArray[Any]:
+    if isinstance(image, np.ma.MaskedArray):
+        raise TypeError("image is a masked array, whose mask would be lost; a plain array is expected. Use image.filled(value).")
+    try:
+        array = np.asanyarray(image) if isinstance(image, np.memmap) else np.asarray(image)
+    except ValueError as error:
+        raise ValueError(f"image is a {type(image).__name__} that is not a rectangular array ({error}); give an array.") from error
+    check_dtype(array.dtype)
+    return array
+
+
+def _paths(root: Path) -> list[tuple[Path, str]]:
+    """Files under a folder with their names in it, or the one file."""
+    if root.suffix.lower() == ".npy":
+        return [(root, root.stem)]
+    paths = files.image_paths([root])
+    if len(paths) == 1 and os.path.samefile(paths[0], root):
+        return [(root, root.stem)]
+    named = [(path, path.relative_to(root).with_suffix("").as_posix()) for path in paths]
+    names = [name for _, name in named]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several files are named {twice[0]} but for their endings; one is expected. Move the others away.")
+    return named
+
+
+def _read_file(path: Path, name: str) -> _Image:
+    if path.suffix.lower() == ".npy":
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{path} is not an array that can be read ({error}); one that numpy.save wrote is expected.") from error
+        return _Image(name, _as_array(array), {})
+    image = files.read_image(path)
+    check_dtype(image.dtype)
+    return _Image(name, image.source, image.channels())
+
+
+def _scenes_of_repeats(image: _Image, axis: int) -> Iterator[Scene]:
+    ndim = image.array.ndim
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis is {axis!r}; a whole number is expected. Give the index of the axis of repeats.")
+    if not -ndim <= axis < ndim:
+        raise AxisError(f"axis is {axis}, {image.name} has {ndim} axes {image.array.shape}; one of them is expected. Change axis.")
+    if ndim < 3:
+        raise ValueError(
+            f"{image.name} has shape {image.array.shape}; (repeats, height, width) is expected. Stack the repeats, or give their folder."
+        )
+    channel = image.axes.get("channel_axis")
+    if channel is not None and channel % ndim == axis % ndim:
+        channel = None if ndim == 3 else 0
+        options = {"channel_axis": channel, "alpha": False} if channel is not None else {}
+    else:
+        options = {**image.axes, "channel_axis": channel - (channel > axis % ndim)} if channel is not None else {}
+    moved = np.moveaxis(image.array, axis, 0)
+    stacks = [_Image(image.name, repeat, options).planes() for repeat in moved]
+    yield from (Scene(tuple(planes)) for planes in zip(*stacks, strict=True))
+
+
+def _checked(kind: Kind, scenes: Sequence[Scene], black: float | None, white: float | None) -> OwnImages:
+    """Refuse what cannot be learnt from, and choose the scale."""
+    for scene in scenes:
+        for plane in scene.planes:
+            if plane.dtype.kind == "f" and (bad := plane.size - int(np.count_nonzero(np.isfinite(plane)))):
+                raise ValueError(f"an image has {bad} pixels that are NaN or infinite; finite ones are expected. Replace or cut them away.")
+        if min(scene.shape) < SMALLEST_SIDE:
+            height, width = scene.shape
+            raise ValueError(
+                f"an image is {width}x{height} pixels; at least {SMALLEST_SIDE}x{SMALLEST_SIDE} is expected. Leave small ones out."
+            )
+    if (pixels := sum(math.prod(scene.shape) for scene in scenes)) < FEWEST_PIXELS:
+        raise ValueError(f"the images have {pixels} pixels together; at least {FEWEST_PIXELS} are expected. Give more or larger images.")
+    kinds = {plane.dtype.newbyteorder("=") for scene in scenes for plane in scene.planes}
+    if len({scene.planes[0].dtype.newbyteorder("=") for scene in scenes}) > 1:
+        raise ValueError(f"the images have dtypes {sorted(map(str, kinds))}; one is expected, as one scale serves all. Convert them.")
+    low, high = _range_of([scene.planes[-1] for scene in scenes])
+    found = low if black is None else float(black), high if white is None else float(white)
+    if not (math.isfinite(found[0]) and math.isfinite(found[1])):
+        raise ValueError(f"black is {black} and white {white}; finite grey levels are expected. Change them.")
+    if found[0] >= found[1]:
+        where = "the images go" if black is None and white is None else "black and white go"
+        raise ValueError(f"{where} from {found[0]:g} to {found[1]:g}; a range of grey levels is expected. Give images with content.")
+    return OwnImages(kind, tuple(scenes), *found)
+
+
+def _range_of(planes: Sequence[NDArray[Any]]) -> tuple[float, float]:
+    """Two percentiles of a sample of the pixels; the whole range for 8-bit images."""
+    if all(plane.dtype == np.uint8 for plane in planes):
+        return 0.0, 255.0 if any(plane.min() != plane.max() for plane in planes) else 0.0
+    step = max(1, math.ceil(math.sqrt(sum(plane.size for plane in planes) / SAMPLE_PIXELS)))
+    sample = np.concatenate([plane[::step, ::step].ravel() for plane in planes])
+    low, high = np.percentile(sample.astype(np.float64), RANGE)
+    return float(low), float(high)
+
+
+def _noise_table(noise: Any) -> NoiseTable:
+    from dn_core.noise import Gaussian, Poisson, PoissonGaussian
+
+    kinds = {Gaussian: "gaussian", Poisson: "poisson", PoissonGaussian: "poisson-gaussian"}
+    if type(noise) in kinds:
+        names = ("sigma", "peak")
+        given = {name: getattr(noise, name) for name in names if getattr(noise, name, None) is not None}
+        noise = {"kind": kinds[type(noise)], **given}
+    if not isinstance(noise, dict) or noise.get("kind") not in kinds.values():
+        raise ValueError(
+            f"noise is {noise!r}; Gaussian, Poisson or PoissonGaussian of dn_core.noise, or a table with one of the kinds "
+            f"{', '.join(kinds.values())}, is expected. Change noise."
+        )
+    for name, value in noise.items():
+        if name != "kind" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{name} of the noise is {value!r}; a plain number is expected. Change {name}.")
+    return dict(noise)
+
+
+def _digest(plane: NDArray[Any]) -> str:
+    return hashlib.sha256(f"{plane.shape}{plane.dtype.str}".encode() + np.ascontiguousarray(plane).tobytes()).hexdigest()
