@@ -63,7 +63,7 @@ class DenoiseWidget(Container):
                 *(self.bar, self.status),
                 side_by_side(self.before, self.flicker, self.residual),
                 side_by_side(self.copy_python, self.copy_command),
-            ]
+            ],
         )
         self._alive = True
         for label in (self.words, self.status):

@@ -16,6 +16,7 @@ from napari_dnresnet.settings import preferences, remember_registry
 
 if TYPE_CHECKING:
     import napari
+
     from dn_core.models.index import Entry
 
 __all__ = ["ModelsWidget", "card_in_words", "model_list", "model_names"]
@@ -75,7 +76,7 @@ class ModelsWidget(Container):
                 self.registry,
                 side_by_side(self.look, self.download, self.stop),
                 *(self.bar, self.status),
-            ]
+            ],
         )
         self._alive, self._remote = True, list[Any]()
         self._dress()
@@ -95,7 +96,7 @@ class ModelsWidget(Container):
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.table.verticalHeader().hide()
         self.table.horizontalHeader().setSectionResizeMode(1, QHeaderView.ResizeMode.Stretch)
-        self.table.setMinimumHeight(160)
+        self.table.setMinimumHeight(90)
         self.native.layout().insertWidget(0, self.table)
         self.registry.tooltip = "A folder, or an address such as https://example.org/models"
         for label in (self.card, self.status):

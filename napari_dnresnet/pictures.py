@@ -21,7 +21,7 @@ class Curve(QWidget):
     def __init__(self, unit: str = "dB") -> None:
         super().__init__()
         self.unit, self.points, self.beat = unit, list[tuple[float, float]](), float("nan")
-        self.setMinimumHeight(110)
+        self.setMinimumHeight(80)
 
     def clear(self) -> None:
         """Begin anew."""
@@ -71,7 +71,7 @@ class Crops(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.crops: dict[str, NDArray[np.uint8]] = {}
-        self.setMinimumHeight(110)
+        self.setMinimumHeight(80)
 
     def show_crops(self, crops: dict[str, NDArray[Any]]) -> None:
         """Show 2-D crops by name; the first one gives the contrast."""

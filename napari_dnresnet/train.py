@@ -69,7 +69,7 @@ class TrainWidget(Container):
                 *(self.start_from, self.model_name, self.minutes),
                 side_by_side(self.begin, self.pause, self.stop),
                 *(self.bar, self.status, self.use),
-            ]
+            ],
         )
         self.curve, self.crops = Curve(), Crops()
         for picture in (self.curve, self.crops):
@@ -202,7 +202,7 @@ class TrainWidget(Container):
                 gain = event["best"] - event["start_psnr"]
                 left = time_left(event["seconds_left"] if event["seconds_left"] is not None else float("nan"))
                 self.tell(f"Best {event['best']:.2f} dB, {gain:+.2f} dB over the start. {left}")
-        if what in ("start", "epoch") and event.get("psnr") is not None:
+        if what == "epoch" and event["psnr"] is not None:
             self.curve.add(event["step"], event["psnr"], event["start_psnr"])
         if what == "preview":
             with np.load(event["path"], allow_pickle=False) as arrays:
@@ -257,7 +257,7 @@ class TrainWidget(Container):
 
     def use_it(self) -> None:
         """Open "Denoise layer" with the new model."""
-        _, widget = self.viewer.window.add_plugin_dock_widget("napari-dnresnet", "Denoise layer")
+        _, widget = self.viewer.window.add_plugin_dock_widget("napari-dnresnet", "Denoise layer", tabify=True)
         widget.model.reset_choices()
         widget.model.value = self._finished
 

@@ -1,0 +1,139 @@
+"""The dock widget "Denoising models", with a real registry in a folder and behind a real web server."""
+
+import hashlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dn_core
+from dn_core.checkpoints import load_checkpoint, save_checkpoint
+from dn_core.models import registry
+
+NAME = "Denoising models"
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    """A registry in a folder, with one model that is not bundled: a bundled one under another name, its last layer scaled."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    checkpoint = load_checkpoint(registry.resolve("dn-resnet-13"))
+    weights = {**checkpoint.weights, "last.weight": checkpoint.weights["last.weight"] * np.float32(0.5)}
+    card = type(checkpoint.card)(**{**vars_of(checkpoint.card), "name": "lab-half", "description": "half of the change"})
+    path = folder / "lab-half-1.safetensors"
+    save_checkpoint(path, type(checkpoint)(checkpoint.config, weights, card))
+    content = path.read_bytes()
+    model = {"name": "lab-half", "version": 1, "file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (folder / "index.json").write_text(json.dumps({"format": 1, "sequence": 1, "models": [{**model, "noise": "the lab's"}]}))
+    return folder
+
+
+def vars_of(card: Any) -> dict[str, Any]:
+    return {name: getattr(card, name) for name in card.__dataclass_fields__}
+
+
+@pytest.fixture
+def web(lab: Path) -> Iterator[str]:
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(lab))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def rows(widget: Any) -> list[tuple[str, str]]:
+    return [(widget.table.item(row, 0).text(), widget.table.item(row, 3).text()) for row in range(widget.table.rowCount())]
+
+
+def test_what_comes_with_it_is_listed_with_its_cards(open_widget):
+    widget = open_widget(NAME)
+    assert rows(widget)[0] == ("dn-fast (default)", "comes with it")
+    widget.choose("dn-resnet-13")
+    assert "13 layers" in widget.card.value
+    assert "Licence: BSD-3-Clause" in widget.card.value
+    assert not widget.delete.enabled
+
+
+@pytest.mark.parametrize("where", ["folder", "web"])
+def test_a_model_is_downloaded_used_and_deleted(viewer, open_widget, wait, lab, web, where):
+    widget, denoise = open_widget(NAME), open_widget("Denoise layer")
+    widget.registry.value = str(lab) if where == "folder" else web
+    widget.look.clicked.emit(True)
+    wait(lambda: widget.job is None)
+    assert ("lab-half", "to download") in rows(widget), widget.status.value
+    widget.choose("lab-half")
+    widget.download.clicked.emit(True)
+    wait(lambda: widget.job is None)
+    assert ("lab-half", "downloaded") in rows(widget), widget.status.value
+    assert "lab-half" in denoise.model.choices
+    image = np.random.default_rng(0).integers(0, 255, (40, 40)).astype(np.uint8)
+    viewer.add_image(image, name="image")
+    denoise.model.value = "lab-half"
+    denoise.run.clicked.emit(True)
+    wait(lambda: denoise.job is None)
+    assert np.array_equal(viewer.layers["image denoised"].data, dn_core.denoise(image, "lab-half"))
+    widget.delete.clicked.emit(True)
+    assert "lab-half" not in dn_core.model_names()
+    assert "lab-half" not in denoise.model.choices
+
+
+def test_a_wrong_file_is_refused_and_nothing_stays(open_widget, wait, lab, web, own_settings):
+    path = lab / "lab-half-1.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    widget = open_widget(NAME)
+    widget.registry.value = web
+    widget.look.clicked.emit(True)
+    wait(lambda: widget.job is None)
+    widget.choose("lab-half")
+    widget.download.clicked.emit(True)
+    wait(lambda: widget.job is None)
+    assert "sha256" in widget.status.value
+    assert "lab-half" not in dn_core.model_names()
+    assert not list((own_settings / "models").glob("*.safetensors"))
+
+
+def test_a_registry_that_is_not_there_is_explained(open_widget, wait, tmp_path):
+    widget = open_widget(NAME)
+    for address in (str(tmp_path / "nothing"), "http://127.0.0.1:9"):
+        widget.registry.value = address
+        widget.look.clicked.emit(True)
+        wait(lambda: widget.job is None)
+        assert address.rpartition("/")[2] in widget.status.value
+    widget.registry.value = ""
+    widget.look.clicked.emit(True)
+    assert "No registry is named" in widget.status.value
+
+
+def test_an_own_file_is_added_and_refused_when_it_is_none(open_widget, tmp_path, lab):
+    widget = open_widget(NAME)
+    widget.add_file(str(lab / "lab-half-1.safetensors"))
+    assert ("lab-half", "own") in rows(widget)
+    assert widget.chosen.name == "lab-half"
+    assert "Added lab-half" in widget.status.value
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"no model")
+    widget.add_file(str(bad))
+    assert "bad.safetensors" in widget.status.value
+    assert len(rows(widget)) == len(dn_core.model_names())
+
+
+def test_the_registry_is_remembered_in_the_preferences(open_widget, wait, lab):
+    from napari_dnresnet.settings import preferences
+
+    widget = open_widget(NAME)
+    widget.registry.value = str(lab)
+    widget.look.clicked.emit(True)
+    wait(lambda: widget.job is None)
+    assert preferences().registry == str(lab)
