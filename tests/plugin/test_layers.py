@@ -1,0 +1,76 @@
+"""Layers to arrays: axes, and lazy arrays that are computed when they are sliced."""
+
+import dask.array as da
+import numpy as np
+import pytest
+
+from napari_dnresnet.layers import Axes, LazyArray, default_axes, readable
+
+
+@pytest.mark.parametrize(
+    ("labels", "shape", "rgb", "letters"),
+    [
+        (("-2", "-1"), (4, 5), False, "YX"),
+        (("-3", "-2", "-1"), (3, 4, 5), False, "ZYX"),
+        (("-4", "-3", "-2", "-1"), (2, 3, 4, 5), False, "TZYX"),
+        (("-5", "-4", "-3", "-2", "-1"), (1, 2, 3, 4, 5), False, "QTZYX"),
+        (("time", "channel", "y", "x"), (2, 3, 4, 5), False, "TCYX"),
+        (("c", "y", "x"), (3, 4, 5), False, "CYX"),
+        (("y", "x"), (4, 5, 3), True, "YXS"),
+        (("-3", "-2", "-1"), (7, 4, 5, 4), True, "ZYXS"),
+        (("a", "a", "y"), (3, 4, 5), False, "ZYX"),  # labels that do not say it
+    ],
+)
+def test_axes_come_from_labels_or_from_the_right(labels, shape, rgb, letters):
+    assert default_axes(labels, shape, rgb) == letters
+
+
+@pytest.mark.parametrize(
+    ("letters", "shape", "channel_axis"),
+    [
+        ("YX", (40, 3), None),
+        ("ZYX", (9, 40, 50), None),
+        ("ZYX", (9, 40, 3), 0),
+        ("YXS", (40, 50, 3), 2),
+        ("YXC", (40, 50, 5), 2),
+        ("TCYX", (2, 3, 40, 50), None),
+    ],
+)
+def test_the_library_is_told_only_what_it_would_not_find(letters, shape, channel_axis):
+    assert Axes(letters, shape).channel_axis == channel_axis
+
+
+@pytest.mark.parametrize("letters", ["YX", "YXYX", "XYZ", "ZXY", "Z1X", "YZX", "CYXZ"])
+def test_axes_that_do_not_fit_are_refused(letters):
+    with pytest.raises(ValueError, match="expected"):
+        Axes(letters, (3, 4, 5) if letters != "CYXZ" else (3, 4, 5, 6))
+
+
+def test_each_axis_is_said_in_words():
+    assert Axes("TCYX", (40, 3, 64, 48)).in_words().splitlines() == [
+        "T: 40 time points, each denoised on its own",
+        "C: 3 channels, each denoised on its own",
+        "YX: planes of 64 x 48 pixels",
+    ]
+    assert "alpha left alone" in Axes("YXS", (5, 6, 4)).in_words()
+
+
+def test_a_lazy_array_is_computed_a_plane_at_a_time():
+    computed = []
+
+    def count(block, block_info=None):
+        if block.size:
+            computed.append(block_info[0]["chunk-location"] if block_info else None)
+        return block
+
+    pixels = np.arange(3 * 40 * 50).reshape(3, 40, 50)
+    lazy = readable(da.from_array(pixels, chunks=(1, 40, 50)).map_blocks(count, dtype=pixels.dtype, meta=np.empty((0, 0, 0), int)))
+    assert isinstance(lazy, LazyArray)
+    assert lazy.shape == (3, 40, 50)
+    assert lazy.chunks == (1, 40, 50)
+    for rows in (slice(0, 20), slice(10, 40)):
+        assert np.array_equal(lazy[1, rows, slice(5, 25)], pixels[1, rows, 5:25])
+    assert len(computed) == 1, "tiles of a plane overlap, and it is computed once"
+    assert np.array_equal(lazy[2], pixels[2])
+    assert np.array_equal(lazy[0:2, 3], pixels[0:2, 3])
+    assert readable(pixels) is pixels
