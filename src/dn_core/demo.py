@@ -82,7 +82,7 @@ def _psnr(image: NDArray[Any], truth: NDArray[Any]) -> float:
 
 
 def _open_napari(layers: dict[str, NDArray[Any]]) -> None:
-    """A napari of its own with the arrays; this package does not import napari."""
+    """A napari of its own with the arrays and the plugin; this package does not import napari."""
     import tifffile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def _open_napari(layers: dict[str, NDArray[Any]]) -> None:
         for path, layer in zip(paths, layers.values(), strict=True):
             rgb = layer.ndim >= 3 and layer.shape[-1] in (3, 4)
             tifffile.imwrite(path, layer, photometric="rgb" if rgb else "minisblack")
-        subprocess.run([sys.executable, "-m", "napari", *map(str, paths)], check=False)
+        subprocess.run([sys.executable, "-m", "napari", *map(str, paths), "--with", "napari-dnresnet", "Denoise layer"], check=False)
 
 
 if __name__ == "__main__":
