@@ -98,8 +98,9 @@ def load(name_or_path: str | Path) -> Checkpoint:
     found = _find(name_or_path)
     if isinstance(found, Entry):
         return load_checkpoint(found.path, found.sha256)
-    listed = [entry for entry in entries() if entry.path.name == found.name and entry.path.samefile(found)]
-    return load_checkpoint(found, listed[0].sha256 if listed else None)
+    here = found.resolve()
+    listed = [entry.sha256 for entry in entries() if entry.path.name == here.name and entry.path.resolve() == here]
+    return load_checkpoint(found, listed[0] if listed else None)
 
 
 def verify(entry: Entry) -> None:
