@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 import stat
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dn_core.checkpoints import KEY, Card, Checkpoint, load_checkpoint, save_checkpoint, write_tensors
+from dn_core.checkpoints import KEY, Card, Checkpoint, load_checkpoint, read_card, save_checkpoint, write_tensors
 from dn_core.errors import CheckpointError
 from dn_core.network_config import half_resolution_config, paper_config
 from dn_core.networks import DnResNet
@@ -141,6 +142,21 @@ def test_what_is_not_a_model_file_is_refused(path, name):
         load_checkpoint(path)
     assert "model.safetensors" in str(caught.value) or "the card" in str(caught.value)
     assert str(caught.value).count(". ") >= 1 or name == "card of something else"
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_no_card_is_read_from_what_is_not_a_model_file(path, name):
+    path.write_bytes(BROKEN[name])
+    with pytest.raises(CheckpointError):
+        read_card(path)
+
+
+def test_a_file_with_another_hash_is_refused_with_both(path):
+    save_checkpoint(path, checkpoint())
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_checkpoint(path, found).card == checkpoint().card
+    with pytest.raises(CheckpointError, match=f"has sha256 {found}, {'0' * 64} is expected"):
+        load_checkpoint(path, "0" * 64)
 
 
 def test_a_pickle_is_called_by_its_name(path):

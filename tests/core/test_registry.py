@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import hashlib
+import ipaddress
 import json
 import os
-import resource
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -80,6 +82,17 @@ def test_bundled_models_are_listed_without_a_folder(folder):
     assert registry.model_names() == dn_core.model_names() == ["dn-fast", "dn-resnet-13"]
     assert {entry.kind for entry in registry.entries()} == {"bundled"}
     assert not folder.exists()
+
+
+@posix
+def test_models_lie_in_the_users_data_where_nothing_else_is_said(tmp_path, monkeypatch):
+    monkeypatch.delenv("DN_MODELS")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    assert registry.models_folder().is_relative_to(tmp_path)
+    assert registry.models_folder().name == "models"
+    assert len(registry.entries()) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("entry", registry.entries(), ids=lambda entry: entry.name)
@@ -537,6 +550,67 @@ def test_a_killed_download_leaves_the_old_model(server, old, new, folder):
     assert not list(folder.glob(".part-*"))
 
 
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A file with a certificate for this machine, which only who is told to trusts, and its key."""
+    x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lab")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(1))
+        .not_valid_after(now + datetime.timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(private + built.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture
+def tls_server(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = WebServer(context)
+    yield server
+    server.close()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tls_server, old, folder):
+    tls_server.serve(old)
+    with pytest.raises(ConnectionError, match="certificate verify failed"):
+        remote.fetch("lab", tls_server.address)
+    assert tls_server.requests == []
+    assert not folder.exists()
+
+
+def test_a_certificate_of_the_labs_own_is_accepted_when_named(tls_server, certificate, old):
+    tls_server.serve(old)
+    result = python(FETCH, tls_server.address, env={**os.environ, "SSL_CERT_FILE": str(certificate)})
+    assert result.returncode == 0, result.stderr
+    assert registry.resolve("lab").read_bytes() == old
+
+
+def test_a_redirect_never_leaves_tls(tls_server, server, certificate, old, folder):
+    record = tls_server.serve(old)
+    server.answers["/model"] = old
+    tls_server.answers[f"/models/{record['file']}"] = redirect(server.address.replace("/models", "/model"))
+    result = python(FETCH, tls_server.address, env={**os.environ, "SSL_CERT_FILE": str(certificate)})
+    assert "RegistryError" in result.stderr
+    assert "where we do not go: from https to http" in result.stderr
+    assert server.requests == []
+    assert files_in(folder) == {}
+
+
 # Old and wrong registries
 
 
@@ -650,6 +724,8 @@ def test_a_full_disk_leaves_the_old_model(server, old, new, folder):
         "try: remote.fetch('lab', sys.argv[1])\n"
         "except OSError as error: print(error.errno, error.strerror)"
     )
+    import resource
+
     limit = len(new) // 2  # no file may be larger: writing fails as on a full disk
     result = python(code, server.address, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert "cannot be written" in result.stdout, result.stderr

@@ -30,7 +30,7 @@ def record_of(name, content, version=1, **changes):
 class WebServer:
     """`answers` has bytes or a function of the request by path; `requests` has the paths asked for, with their headers."""
 
-    def __init__(self):
+    def __init__(self, tls=None):
         self.answers = {}
         self.requests = []
         owner = self
@@ -42,7 +42,7 @@ class WebServer:
                 owner.requests.append((self.path, dict(self.headers)))
                 answer = owner.answers.get(self.path)
                 self.close_connection = True
-                with contextlib.suppress(ConnectionError):  # the client may have heard enough
+                with contextlib.suppress(OSError):  # the client may have heard enough
                     if answer is None:
                         self.send_error(404)
                     elif callable(answer):
@@ -56,7 +56,9 @@ class WebServer:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.stopping = threading.Event()
-        self.address = f"http://127.0.0.1:{self.server.server_port}/models"
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+        self.address = f"http{'s' if tls else ''}://127.0.0.1:{self.server.server_port}/models"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
 

@@ -98,8 +98,9 @@ def load(name_or_path: str | Path) -> Checkpoint:
     found = _find(name_or_path)
     if isinstance(found, Entry):
         return load_checkpoint(found.path, found.sha256)
-    listed = [entry for entry in entries() if entry.path.name == found.name and entry.path.samefile(found)]
-    return load_checkpoint(found, listed[0].sha256 if listed else None)
+    here = found.resolve()
+    listed = [entry.sha256 for entry in entries() if entry.path.name == here.name and entry.path.resolve() == here]
+    return load_checkpoint(found, listed[0] if listed else None)
 
 
 def verify(entry: Entry) -> None:
@@ -138,11 +139,11 @@ def add(path: str | Path, name: str | None = None) -> Entry:
     CheckpointError, OSError
         When the file cannot be used or the copy cannot be written; the models are then as before.
     """
-    content = Path(path).read_bytes() if name is None else _renamed(path, check_name(name))
-    digest = hashlib.sha256(content).hexdigest()
-    checkpoint = load_checkpoint(path, digest if name is None else None)
+    checkpoint = load_checkpoint(path)
     card = checkpoint.card
     chosen = check_name(card.name if name is None else name)
+    content = Path(path).read_bytes() if chosen == card.name else _renamed(checkpoint, chosen)
+    digest = hashlib.sha256(content).hexdigest()
     entry = Entry(
         name=chosen,
         file=content_name(chosen, digest),
@@ -228,11 +229,8 @@ def placed(entry: Entry) -> Iterator[Path]:
             entry.path.unlink(missing_ok=True)
 
 
-def _renamed(path: str | Path, name: str) -> bytes:
+def _renamed(checkpoint: Checkpoint, name: str) -> bytes:
     """The content of a model file with another name on its card."""
-    checkpoint = load_checkpoint(path)
-    if checkpoint.card.name == name:
-        return Path(path).read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "model.safetensors"
         save_checkpoint(copy, dataclasses.replace(checkpoint, card=dataclasses.replace(checkpoint.card, name=name)))
