@@ -459,7 +459,7 @@ def test_another_program_pauses_resumes_and_stops_a_training(given, tmp_path):
 
 @posix
 def test_a_training_ends_with_the_program_that_began_it_and_goes_on_later(given, tmp_path):
-    arguments = ["finetune", *given, "--steps", 400]
+    arguments = ["finetune", *given, "--steps", 150]
     with subprocess.Popen(command(*arguments, "--out", tmp_path / "out", "--control"), stdin=-1, stdout=-1, stderr=-1, text=True) as child:
         while json.loads(child.stdout.readline()).get("step", 0) < 20:
             assert child.poll() is None
@@ -467,7 +467,7 @@ def test_a_training_ends_with_the_program_that_began_it_and_goes_on_later(given,
         child.stdout.read()
         assert child.stderr.read() == ""
     assert child.returncode == 143
-    assert card_of(tmp_path / "out" / "own.safetensors").training["steps"] < 400
+    assert card_of(tmp_path / "out" / "own.safetensors").training["steps"] < 150
     child = subprocess.Popen(command(*arguments, "--out", tmp_path / "out", "--json"), stdout=subprocess.PIPE, text=True)
     with child:
         assert json.loads(child.stdout.readline())["step"] >= 20
@@ -475,11 +475,13 @@ def test_a_training_ends_with_the_program_that_began_it_and_goes_on_later(given,
             assert child.poll() is None
         child.kill()
     for out in ("out", "whole"):
-        assert CliRunner().invoke(app, list(map(str, ["finetune", *given, "--steps", 400, "--out", tmp_path / out]))).exit_code == 0
+        assert CliRunner().invoke(app, list(map(str, ["finetune", *given, "--steps", 150, "--out", tmp_path / out]))).exit_code == 0
     assert (tmp_path / "out" / "own.safetensors").read_bytes() == (tmp_path / "whole" / "own.safetensors").read_bytes()
 
 
-def test_training_from_scratch_speaks_json_too(tmp_path):
+@pytest.fixture
+def from_scratch(tmp_path):
+    """Arguments of a training of 30 steps."""
     (tmp_path / "images").mkdir()
     for index in range(4):
         tifffile.imwrite(tmp_path / "images" / f"{index}.tif", RNG.integers(0, 256, (40, 44)).astype(np.uint8))
@@ -487,9 +489,24 @@ def test_training_from_scratch_speaks_json_too(tmp_path):
         'name = "own"\nepoch = 20\n[network]\nfamily = "half-resolution"\nchannels = 8\nblocks = 1\n'
         '[[noise]]\nkind = "gaussian"\nsigma = 25\n[[phase]]\nsteps = 30\nbatch = 1\npatch = 16\n'
     )
-    arguments = ["train", tmp_path / "own.toml", "--data", tmp_path / "images", "--out", tmp_path / "run", "--json"]
-    result = CliRunner().invoke(app, list(map(str, arguments)))
+    return list(map(str, ["train", tmp_path / "own.toml", "--data", tmp_path / "images", "--out", tmp_path / "run"]))
+
+
+def test_training_from_scratch_speaks_json_too(from_scratch):
+    result = CliRunner().invoke(app, [*from_scratch, "--json"])
     assert result.exit_code == 0, result.stderr
     events = events_of(result.stdout)
     assert [(event["event"], event.get("step")) for event in events] == [("start", None), ("epoch", 20), ("epoch", 30), ("done", 30)]
     assert card_of(events[-1]["path"]).training["steps"] == 30
+
+
+def test_training_from_scratch_can_be_stopped_and_goes_on(from_scratch):
+    with subprocess.Popen(command(*from_scratch, "--control"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        child.stdin.write("no such word\nstop\n")
+        child.stdin.flush()
+        events = events_of(child.stdout.read())
+    assert child.returncode == 0
+    assert [(event["event"], event.get("step")) for event in events] == [("start", None), ("epoch", 20), ("done", 20)]
+    assert (events[-1]["stopped"], events[-1]["path"]) == (True, None)
+    result = CliRunner().invoke(app, from_scratch)
+    assert card_of(result.stdout.strip()).training["steps"] == 30

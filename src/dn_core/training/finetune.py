@@ -5,6 +5,7 @@ The model one starts from is the first candidate: the file always holds the weig
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -178,12 +179,14 @@ def finetune_steps(
         run = Run(recipe, lessons, device, precision, first=base.network(), keep_best=True)
         before = run.denoiser(base.network().state_dict())
         written = -1
-        for step in resumed_steps(run, state_path, save_seconds, allow=allow, report_seconds=REPORT_SECONDS):
-            if written != run.best_step:
-                save_checkpoint(model_path, _checkpoint(run, lessons, base, base_sha256))
-                written = run.best_step
-            preview = None if step.psnr is None else lessons.preview(before, run.denoiser(), run.device)
-            yield _progress(run, step, model_path, preview)
+        training = resumed_steps(run, state_path, save_seconds, allow=allow, report_seconds=REPORT_SECONDS)
+        with contextlib.closing(training):  # before the lock is let go of
+            for step in training:
+                if written != run.best_step:
+                    save_checkpoint(model_path, _checkpoint(run, lessons, base, base_sha256))
+                    written = run.best_step
+                preview = None if step.psnr is None else lessons.preview(before, run.denoiser(), run.device)
+                yield _progress(run, step, model_path, preview)
         save_checkpoint(model_path, _checkpoint(run, lessons, base, base_sha256))
     yield replace(_progress(run, step, model_path, None), psnr=None, seconds_left=0.0, finished=True)
 
