@@ -284,6 +284,15 @@ def test_minutes_become_steps_once(clean, recorded, start, tmp_path):
     assert run_some(images, tmp_path, 0, start=start, name="own", minutes=0.1).total == total
 
 
+def test_a_finished_training_can_be_made_longer(clean, recorded, start, tmp_path):
+    images = images_from(noisy=recorded[0], clean=clean)
+    run_some(images, tmp_path, 20, start=start, name="own", steps=20)
+    with pytest.raises(ValueError, match="recipe.phases: .* there, .* here"):
+        run_some(images, tmp_path, 20, start=start, name="own", steps=200)
+    last = run_some(images, tmp_path, 40, start=start, name="own", steps=200, allow=("recipe.phases",))
+    assert (last.done, last.total) == (40, 200)
+
+
 def test_another_training_or_model_of_the_name_is_left_alone(clean, recorded, start, tmp_path):
     images = images_from(noisy=recorded[0], clean=clean)
     run_some(images, tmp_path, 0, start=start, name="own", steps=20)
@@ -421,6 +430,7 @@ def test_errors_are_events_too(tmp_path):
     assert "bad.npy is not an array that can be read" in event["message"]
 
 
+@pytest.mark.slow
 def test_json_lines_tell_all_of_a_training(given, tmp_path):
     arguments = ["finetune", *given, "--out", tmp_path / "out", "--steps", 20, "--json"]
     done = subprocess.run(command(*arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
@@ -441,6 +451,7 @@ def test_json_lines_tell_all_of_a_training(given, tmp_path):
 
 
 @posix
+@pytest.mark.slow
 def test_another_program_pauses_resumes_and_stops_a_training(given, tmp_path):
     arguments = ["finetune", *given, "--out", tmp_path / "out", "--steps", 100_000, "--control"]
     with subprocess.Popen(command(*arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
@@ -458,6 +469,7 @@ def test_another_program_pauses_resumes_and_stops_a_training(given, tmp_path):
 
 
 @posix
+@pytest.mark.slow
 def test_a_training_ends_with_the_program_that_began_it_and_goes_on_later(given, tmp_path):
     arguments = ["finetune", *given, "--steps", 150]
     with subprocess.Popen(command(*arguments, "--out", tmp_path / "out", "--control"), stdin=-1, stdout=-1, stderr=-1, text=True) as child:
@@ -500,6 +512,7 @@ def test_training_from_scratch_speaks_json_too(from_scratch):
     assert card_of(events[-1]["path"]).training["steps"] == 30
 
 
+@pytest.mark.slow
 def test_training_from_scratch_can_be_stopped_and_goes_on(from_scratch):
     with subprocess.Popen(command(*from_scratch, "--control"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         child.stdin.write("no such word\nstop\n")
