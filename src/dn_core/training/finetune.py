@@ -5,6 +5,7 @@ The model one starts from is the first candidate: the file always holds the weig
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, read_tensors, save_checkpoint
 from dn_core.inference.engines import choose_device
 from dn_core.models.registry import default_name, resolve
+from dn_core.training import own_images
 from dn_core.training.fit import STATE_FILE, STATE_KEY, Run, TrainProgress, alone_in, arrays_of, resumed_steps
 from dn_core.training.lessons import Lessons, Preview
-from dn_core.training.own_images import OwnImages, clean_and_noise, pairs, repeats
+from dn_core.training.own_images import OwnImages
 from dn_core.training.recipes import Phase, Recipe
 
 __all__ = ["FinetuneProgress", "finetune", "finetune_steps", "images_from", "training_folder"]
@@ -108,18 +110,15 @@ def images_from(
     """
     given = {name for name, value in (("noisy", noisy), ("clean", clean), ("repeats", repeats), ("noise", noise)) if value is not None}
     if given == {"noisy", "clean"}:
-        return pairs(noisy, clean, **scale)
+        return own_images.pairs(noisy, clean, **scale)
     if given == {"repeats"}:
-        return _repeats(repeats, axis, **scale)
+        return own_images.repeats(repeats, axis, **scale)
     if given == {"clean", "noise"}:
-        return clean_and_noise(clean, noise, **scale)
+        return own_images.clean_and_noise(clean, noise, **scale)
     raise ValueError(
         f"{' and '.join(sorted(given)) or 'nothing'} came; noisy and clean images, or repeats, or clean images and their noise are "
         "expected. Give one of these."
     )
-
-
-_repeats = repeats  # also the name of an argument
 
 
 def finetune_steps(
@@ -150,6 +149,8 @@ def finetune_steps(
         The new model's name; its file is ``out/<name>.safetensors``.
     steps, minutes
         When to end; 1500 steps without either. Minutes become steps, once, by a trial of the machine's speed.
+    allow
+        As in `fit`; with ``"recipe.phases"`` a training can be made longer.
 
     Raises
     ------
@@ -178,12 +179,15 @@ def finetune_steps(
         run = Run(recipe, lessons, device, precision, first=base.network(), keep_best=True)
         before = run.denoiser(base.network().state_dict())
         written = -1
-        for step in resumed_steps(run, state_path, save_seconds, allow=allow, report_seconds=REPORT_SECONDS):
-            if written != run.best_step:
-                save_checkpoint(model_path, _checkpoint(run, lessons, base, base_sha256))
-                written = run.best_step
-            preview = None if step.psnr is None else lessons.preview(before, run.denoiser(), run.device)
-            yield _progress(run, step, model_path, preview)
+        allow = (*allow, "recipe.epoch") if "recipe.phases" in allow else allow
+        training = resumed_steps(run, state_path, save_seconds, allow=allow, report_seconds=REPORT_SECONDS)
+        with contextlib.closing(training):  # before the lock is let go of
+            for step in training:
+                if written != run.best_step:
+                    save_checkpoint(model_path, _checkpoint(run, lessons, base, base_sha256))
+                    written = run.best_step
+                preview = None if step.psnr is None else lessons.preview(before, run.denoiser(), run.device)
+                yield _progress(run, step, model_path, preview)
         save_checkpoint(model_path, _checkpoint(run, lessons, base, base_sha256))
     yield replace(_progress(run, step, model_path, None), psnr=None, seconds_left=0.0, finished=True)
 

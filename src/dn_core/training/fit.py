@@ -48,7 +48,7 @@ __all__ = [
 STATE_KEY = "dn_resnet_training"
 STATE_FILE = "state.safetensors"
 COUNTERS = ("step", "loss", "megapixels", "epoch_loss", "epoch_sum", "rate")
-SCORES = ("psnr", "start_psnr", "best_psnr", "best_step")
+SCORES = ("psnr", "start_psnr", "best_psnr", "best_step", "scored_step")
 LOCK_FILE = "training.lock"
 REPORT_STEPS = 20
 WEIGHT_FLOOR = 8 / 255
@@ -196,13 +196,18 @@ class Run:
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.data = material.fingerprint()
         self.best: dict[str, Tensor] = {}
-        self.psnr, self.start_psnr, self.best_psnr, self.best_step = math.nan, math.nan, math.nan, 0
+        self.psnr, self.start_psnr, self.best_psnr, self.best_step, self.scored_step = math.nan, math.nan, math.nan, 0, -1
         self.whole = True
 
     @property
     def epoch(self) -> int:
         """Epochs begun."""
         return -(-self.step // self.recipe.epoch)
+
+    @property
+    def epoch_ends(self) -> bool:
+        """Whether the last step done was the last of its epoch."""
+        return self.step % self.recipe.epoch == 0 or self.step == self.recipe.steps
 
     def advance(self) -> float:
         """One step of the optimizers; the loss it saw."""
@@ -229,7 +234,7 @@ class Run:
         self.megapixels += clean.numel() / 1e6
         self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
         self.epoch_sum += value
-        if self.step % self.recipe.epoch == 0 or self.step == self.recipe.steps:
+        if self.epoch_ends:
             self.epoch_loss = self.epoch_sum / ((self.step - 1) % self.recipe.epoch + 1)
             self.epoch_sum = 0.0
         self.whole = True
@@ -272,7 +277,7 @@ class Run:
         """The score of the averaged weights, remembered if they are the best so far; None without held-out images."""
         score = self.material.score(self.denoiser(), self.device)
         if self.keep_best and score is not None:
-            self.psnr = score
+            self.psnr, self.scored_step = score, self.step
             if not self.best:
                 self.start_psnr = score
             if not self.best or score > self.best_psnr:
@@ -370,7 +375,8 @@ def _steps(
 ) -> Iterator[TrainProgress]:
     total = run.recipe.steps
     if run.keep_best:
-        if not run.best:
+        # A signal may have come after the last step of an epoch and before its score.
+        if not run.best or (run.epoch_ends and run.scored_step != run.step):
             run.score()
         yield _progress(run, 0.0, run.psnr)
     began, begun, saved = time.monotonic(), run.megapixels, time.monotonic()
@@ -383,12 +389,11 @@ def _steps(
         except FloatingPointError as error:
             run.go_back(state_path, error, allow)
             continue
-        end_of_epoch = run.step % run.recipe.epoch == 0 or run.step == total
-        score = run.score() if end_of_epoch else None
-        if end_of_epoch or time.monotonic() - saved > save_seconds:
+        score = run.score() if run.epoch_ends else None
+        if run.epoch_ends or time.monotonic() - saved > save_seconds:
             run.save(state_path)
             saved = time.monotonic()
-        if end_of_epoch or run.step % REPORT_STEPS == 0 or time.monotonic() - reported > report_seconds:
+        if run.epoch_ends or run.step % REPORT_STEPS == 0 or time.monotonic() - reported > report_seconds:
             told = time.monotonic()
             yield _progress(run, (run.megapixels - begun) / max(told - began, 1e-9), score)
             reported = time.monotonic()

@@ -92,11 +92,12 @@ class Lessons:
         means = np.empty((phase.batch, 1, 1, 1), np.float32)
         for index in range(phase.batch):
             scene, region = self.regions[rng.integers(len(self.regions))]
-            source, target = self._planes(scene, rng)
+            source, target = self._chosen_repeats(scene, rng) if self.images.kind == "repeats" else (scene.planes[0], None)
             tops = [int(rng.integers(part.start, part.stop - phase.patch + 1)) for part in region]
-            window = tuple(slice(top, top + phase.patch) for top in tops)
+            window = (slice(tops[0], tops[0] + phase.patch), slice(tops[1], tops[1] + phase.patch))
+            wanted = scene.target(window) if target is None else target[window]
             turn = int(rng.integers(8))
-            inputs[index, 0], targets[index, 0] = (_turned(self._scaled(plane[window]), turn) for plane in (source, target))
+            inputs[index, 0], targets[index, 0] = (_turned(self._scaled(part), turn) for part in (source[window], wanted))
             means[index] = self.means[id(source)]
         target_patches = torch.from_numpy(targets).to(device)
         if self.noise is not None:
@@ -122,11 +123,9 @@ class Lessons:
         )
         return Preview(noisy, first, second, reference)
 
-    def _planes(self, scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-        if self.images.kind == "repeats":
-            first, second = rng.choice(len(scene.noisy), 2, replace=False)
-            return scene.noisy[first], scene.noisy[second]
-        return scene.planes[0], scene.planes[-1]
+    def _chosen_repeats(self, scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+        first, second = rng.choice(len(scene.noisy), 2, replace=False)
+        return scene.noisy[first], scene.noisy[second]
 
     def _scaled(self, pixels: NDArray[np.generic] | np.float64) -> NDArray[np.float32]:
         values = (np.asarray(pixels, np.float64) - self.images.black) / self.images.range + self.shift
@@ -149,7 +148,7 @@ class Lessons:
             others = [self._scaled(plane[core]).astype(np.float64) for index, plane in enumerate(scene.noisy) if index != chosen]
             reference = np.mean(others, axis=0).astype(np.float32)
         else:
-            source, reference = scene.planes[0], self._scaled(scene.planes[-1][core])
+            source, reference = scene.planes[0], self._scaled(scene.target(core))
         image = torch.from_numpy(self._scaled(source[window]))[None, None]
         noisy = Noisy(image, torch.zeros_like(image))
         if self.noise is not None:

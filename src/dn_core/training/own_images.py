@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,19 +29,28 @@ Kind = Literal["pairs", "repeats", "clean and noise"]
 NoiseTable = dict[str, Any]
 
 SMALLEST_SIDE = 32
-FEWEST_PIXELS = 2**14
+FEWEST_PIXELS = 2**13
 SAMPLE_PIXELS = 2**22
 RANGE = (0.1, 99.9)
 """Percentiles that become 0 and 1, so that a few dead or hot pixels do not set the scale."""
+MISMATCH = 0.02
+"""Part of the squared difference of a pair that a gain and an offset explain, above which they are not chance."""
+UNRELATED, FLAT = 0.05, 0.2
+"""Correlation of noisy and clean below which no pair shows the same, or a pair shows too little to tell its gain."""
 NAMED = 5  # names in a message
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One plane of the world: noisy images of it, and a clean one where there is one; all ``(H, W)``."""
+    """One plane of the world: noisy images of it, and a clean one where there is one; all ``(H, W)``.
+
+    ``gain * clean + offset`` is the clean image in the grey levels of the noisy one.
+    """
 
     noisy: tuple[NDArray[Any], ...]
     clean: NDArray[Any] | None = None
+    gain: float = 1.0
+    offset: float = 0.0
 
     @property
     def planes(self) -> tuple[NDArray[Any], ...]:
@@ -52,6 +62,11 @@ class Scene:
         """Height and width."""
         height, width = self.planes[0].shape
         return height, width
+
+    def target(self, window: tuple[slice, slice]) -> NDArray[Any]:
+        """A part of the last image, a clean one in the grey levels of the noisy one."""
+        part = self.planes[-1][window]
+        return part if self.gain == 1.0 and self.offset == 0.0 else part * self.gain + self.offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +111,7 @@ class OwnImages:
         return {
             **{"kind": self.kind, "scenes": len(self.scenes), "images": sum(len(scene.planes) for scene in self.scenes)},
             **{"dtype": str(self.scenes[0].planes[0].dtype), "black": self.black, "white": self.white},
-            **{"noise": list(self.noise), "sha256": self.fingerprint()},
+            **{"noise": list(self.noise), "matched": sum(scene.gain != 1.0 for scene in self.scenes), "sha256": self.fingerprint()},
         }
 
 
@@ -107,7 +122,8 @@ def pairs(noisy: Any, clean: Any, *, black: float | None = None, white: float | 
     ----------
     noisy, clean
         Two arrays ``(..., height, width)`` of the same shape, two lists of such, two files (an image that can be read, or ``.npy``), or two
-        folders whose files have the same names but for their endings. Planes are what `dn_core.denoise` would make of them.
+        folders whose files have the same names but for their endings. Planes are what `dn_core.denoise` would make of them. Clean images
+        that differ from the noisy ones by a gain and an offset, scene by scene, are brought to their grey levels, with a UserWarning.
     black, white
         Grey levels that are 0 and 1 in training; by default 0 and 255 for 8-bit images, else two percentiles of the clean ones.
 
@@ -136,9 +152,21 @@ def pairs(noisy: Any, clean: Any, *, black: float | None = None, white: float | 
                 f"{image.name} has shape {image.array.shape} noisy and {partner.array.shape} clean; the same is expected. Cut them alike."
             )
         scenes += [Scene((first,), second) for first, second in zip(image.planes(), partner.planes(), strict=True)]
+    _check(scenes)
+    if max(_correlation(*_sampled(scene)) for scene in scenes) < UNRELATED:
+        raise ValueError("the noisy and the clean images have nothing in common; the same scenes are expected. Check their order or names.")
     if all(np.array_equal(scene.noisy[0], scene.planes[-1]) for scene in scenes):
         raise ValueError("the noisy images are the clean ones; different ones are expected. Check what was given as noisy and clean.")
-    return _checked("pairs", scenes, black, white)
+    matched = [_matched(scene) for scene in scenes]
+    if changed := [scene for scene in matched if scene.gain != 1.0]:
+        gains, offsets = zip(*((scene.gain, scene.offset) for scene in changed), strict=True)
+        warnings.warn(
+            f"{len(changed)} of {len(scenes)} clean images differ from their noisy ones by a gain ({min(gains):.3g} to {max(gains):.3g}) "
+            f"and an offset ({min(offsets):.4g} to {max(offsets):.4g}); they are brought to the grey levels of the noisy ones.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return _on_a_scale("pairs", matched, black, white)
 
 
 def repeats(images: Any, axis: int = 0, *, black: float | None = None, white: float | None = None) -> OwnImages:
@@ -162,7 +190,8 @@ def repeats(images: Any, axis: int = 0, *, black: float | None = None, white: fl
             raise ValueError("a scene has 1 repeat; 2 or more are expected. Record it again, or choose another axis.")
         if any(np.array_equal(first, second) for first, second in itertools.pairwise(scene.noisy)):
             raise ValueError("two repeats have the same pixels; noise of its own in each is expected. Give repeats as they were recorded.")
-    return _checked("repeats", scenes, black, white)
+    _check(scenes)
+    return _on_a_scale("repeats", scenes, black, white)
 
 
 def clean_and_noise(clean: Any, noise: Any, *, black: float | None = None, white: float | None = None) -> OwnImages:
@@ -180,7 +209,8 @@ def clean_and_noise(clean: Any, noise: Any, *, black: float | None = None, white
     table = _noise_table(noise)
     noise_from_dict([table])
     scenes = [Scene((), plane) for image in _read(clean, "clean") for plane in image.planes()]
-    found = _checked("clean and noise", scenes, black, white)
+    _check(scenes)
+    found = _on_a_scale("clean and noise", scenes, black, white)
     if table["kind"] == "gaussian":
         table["sigma"] = table["sigma"] * 255 / found.range
     return OwnImages(found.kind, found.scenes, found.black, found.white, (table,))
@@ -272,8 +302,8 @@ def _scenes_of_repeats(image: _Image, axis: int) -> Iterator[Scene]:
     yield from (Scene(tuple(planes)) for planes in zip(*stacks, strict=True))
 
 
-def _checked(kind: Kind, scenes: Sequence[Scene], black: float | None, white: float | None) -> OwnImages:
-    """Refuse what cannot be learnt from, and choose the scale."""
+def _check(scenes: Sequence[Scene]) -> None:
+    """Refuse what cannot be learnt from."""
     for scene in scenes:
         for plane in scene.planes:
             if plane.dtype.kind == "f" and (bad := plane.size - int(np.count_nonzero(np.isfinite(plane)))):
@@ -285,10 +315,13 @@ def _checked(kind: Kind, scenes: Sequence[Scene], black: float | None, white: fl
             )
     if (pixels := sum(math.prod(scene.shape) for scene in scenes)) < FEWEST_PIXELS:
         raise ValueError(f"the images have {pixels} pixels together; at least {FEWEST_PIXELS} are expected. Give more or larger images.")
-    kinds = {plane.dtype.newbyteorder("=") for scene in scenes for plane in scene.planes}
-    if len({scene.planes[0].dtype.newbyteorder("=") for scene in scenes}) > 1:
+    if len(kinds := {scene.planes[0].dtype.newbyteorder("=") for scene in scenes}) > 1:
         raise ValueError(f"the images have dtypes {sorted(map(str, kinds))}; one is expected, as one scale serves all. Convert them.")
-    low, high = _range_of([scene.planes[-1] for scene in scenes])
+
+
+def _on_a_scale(kind: Kind, scenes: Sequence[Scene], black: float | None, white: float | None) -> OwnImages:
+    """With `black` and `white`, chosen where they are not given."""
+    low, high = _range_of(scenes)
     found = low if black is None else float(black), high if white is None else float(white)
     if not (math.isfinite(found[0]) and math.isfinite(found[1])):
         raise ValueError(f"black is {black} and white {white}; finite grey levels are expected. Change them.")
@@ -298,14 +331,42 @@ def _checked(kind: Kind, scenes: Sequence[Scene], black: float | None, white: fl
     return OwnImages(kind, tuple(scenes), *found)
 
 
-def _range_of(planes: Sequence[NDArray[Any]]) -> tuple[float, float]:
+def _range_of(scenes: Sequence[Scene]) -> tuple[float, float]:
     """Two percentiles of a sample of the pixels; the whole range for 8-bit images."""
+    planes = [scene.planes[-1] for scene in scenes]
     if all(plane.dtype == np.uint8 for plane in planes):
         return 0.0, 255.0 if any(plane.min() != plane.max() for plane in planes) else 0.0
     step = max(1, math.ceil(math.sqrt(sum(plane.size for plane in planes) / SAMPLE_PIXELS)))
-    sample = np.concatenate([plane[::step, ::step].ravel() for plane in planes])
+    every = slice(None, None, step)
+    sample = np.concatenate([scene.target((every, every)).ravel() for scene in scenes])
     low, high = np.percentile(sample.astype(np.float64), RANGE)
     return float(low), float(high)
+
+
+def _sampled(scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Some pixels of a pair."""
+    step = max(1, math.ceil(math.sqrt(math.prod(scene.shape) / SAMPLE_PIXELS)))
+    noisy, clean = (plane[::step, ::step].astype(np.float64) for plane in (scene.noisy[0], scene.planes[-1]))
+    return noisy, clean
+
+
+def _correlation(noisy: NDArray[np.float64], clean: NDArray[np.float64]) -> float:
+    """0 where one of them has no content."""
+    spread = math.sqrt(noisy.var() * clean.var())
+    return float(((noisy - noisy.mean()) * (clean - clean.mean())).mean() / spread) if spread else 0.0
+
+
+def _matched(scene: Scene) -> Scene:
+    """The scene with its clean image in the grey levels of the noisy one, where they differ by more than the noise explains."""
+    noisy, clean = _sampled(scene)
+    if _correlation(noisy, clean) < FLAT:
+        return scene
+    gain = float(((noisy - noisy.mean()) * (clean - clean.mean())).mean() / clean.var())
+    offset = float(noisy.mean() - gain * clean.mean())
+    as_given, fitted = ((noisy - clean) ** 2).mean(), ((noisy - gain * clean - offset) ** 2).mean()
+    if as_given - fitted <= MISMATCH * as_given:
+        return scene
+    return replace(scene, gain=gain, offset=offset)
 
 
 def _noise_table(noise: Any) -> NoiseTable:
