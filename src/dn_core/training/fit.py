@@ -374,6 +374,8 @@ def _steps(
     run: Run, state_path: Path, save_seconds: float, enough: float | None, allow: tuple[str, ...], report_seconds: float
 ) -> Iterator[TrainProgress]:
     total = run.recipe.steps
+    if not state_path.exists():  # before the first progress: what is told of can be gone on with
+        run.save(state_path)
     if run.keep_best:
         # A signal may have come after the last step of an epoch and before its score.
         if not run.best or (run.epoch_ends and run.scored_step != run.step):
@@ -381,8 +383,6 @@ def _steps(
         yield _progress(run, 0.0, run.psnr)
     began, begun, saved = time.monotonic(), run.megapixels, time.monotonic()
     reported = began
-    if not state_path.exists():
-        run.save(state_path)
     while run.step < total and not (enough is not None and run.epoch_loss <= enough):
         try:
             run.advance()
