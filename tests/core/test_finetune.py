@@ -203,7 +203,7 @@ def test_the_starting_weights_are_kept_where_nothing_does_better(clean, recorded
     """A model made for this noise, and steps far too large."""
     good = load_model().checkpoint
     save_checkpoint(tmp_path / "good.safetensors", good)
-    path = dn_core.finetune(tmp_path, noisy=recorded[0], clean=clean, start=tmp_path / "good.safetensors", name="own", steps=10, lr=1.0)
+    path = dn_core.finetune(tmp_path, noisy=recorded[0], clean=clean, start=tmp_path / "good.safetensors", name="own", steps=10, lr=0.1)
     card = card_of(path)
     assert "kept the starting weights" in card.description
     assert card.training["kept_start"] is True

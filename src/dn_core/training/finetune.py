@@ -31,7 +31,7 @@ __all__ = ["FinetuneProgress", "finetune", "finetune_steps", "images_from", "tra
 
 STEPS = 1500
 BATCH = 8
-LR = 5e-4
+LR = 1e-3
 FEWEST_STEPS, MOST_STEPS = 20, 10**6
 SHORTEST_EPOCH, LONGEST_EPOCH = 10, 100
 TRIAL_STEPS, TRIAL_SECONDS = 3, 2.0
@@ -130,7 +130,7 @@ def finetune_steps(
     steps: int | None = None,
     minutes: float | None = None,
     lr: float = LR,
-    optimizer: str = "muon",
+    optimizer: str = "adamw",
     device: str = "cpu",
     precision: str = "auto",
     seed: int = 0,
