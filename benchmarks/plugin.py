@@ -1,7 +1,7 @@
 """How the plugin feels: preview latency, and how long the window stands still while an image is denoised.
 
-``xvfb-run -s "-screen 0 1400x1000x24" python benchmarks/plugin.py`` prints its figures. A stall is the longest time between two ticks of a timer of
-5 ms in the window's event loop; it is compared with that of the idle window, measured in turns with it.
+``xvfb-run -s "-screen 0 1400x1000x24" python benchmarks/plugin.py`` prints its figures. A stall is the longest time between two ticks
+of a timer of 5 ms in the event loop of the window; it is compared with that of the idle window, measured in turns with it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def stalls(viewer: Any, widget: Any) -> tuple[list[float], list[float]]:
         idle.append(watch.longest)
         watch.begin()
         widget.run.clicked.emit(True)
-        wait(lambda: widget.result is not None and widget.job is None or widget.bar.value >= widget.bar.max - 1)
+        wait(lambda: (widget.result is not None and widget.job is None) or widget.bar.value >= widget.bar.max - 1)
         busy.append(watch.longest)
         wait(lambda: widget.job is None)
         viewer.layers.remove(widget.result.layer)
@@ -108,10 +108,8 @@ def main() -> None:
         wait(lambda: widget.job is None)  # to warm up
         viewer.layers.remove(widget.result.layer)
         idle, busy = stalls(viewer, widget)
-        print(f"longest stall, idle: median {statistics.median(idle):.0f} ms ({', '.join(f'{value:.0f}' for value in idle)})")
-        print(
-            f"longest stall, denoising 24 x 1024 x 1024: median {statistics.median(busy):.0f} ms ({', '.join(f'{value:.0f}' for value in busy)})"
-        )
+        for what, values in (("idle", idle), ("denoising 24 x 1024 x 1024", busy)):
+            print(f"longest stall, {what}: median {statistics.median(values):.0f} ms ({', '.join(f'{value:.0f}' for value in values)})")
         viewer.close()
 
 

@@ -130,6 +130,19 @@ def test_imports_point_down(module: str) -> None:
             assert FLOOR_OF[other_part] <= FLOOR_OF[part], f"{module} imports {other}, which stands above it"
 
 
+PLUGIN = sorted((ROOT / "napari_dnresnet").glob("*.py"))
+BINDINGS = {"PyQt5", "PyQt6", "PySide2", "PySide6"}
+
+
+@pytest.mark.parametrize("path", PLUGIN, ids=lambda path: path.stem)
+def test_the_plugin_stays_in_its_place(path: Path) -> None:
+    """Neither Ray nor a binding of Qt; what is heavy is imported where it is used, so that napari starts as before."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not {name.split(".")[0] for name in imported_names("", ast.walk(tree))} & {"ray", *BINDINGS}
+    assert not {name.split(".")[0] for name in imported_names("", at_import(tree.body))} & {"dn_core", "napari", *HEAVY}
+    assert exported(tree) is not None or only_a_docstring(tree), "__all__ is missing"
+
+
 def test_no_module_needs_itself_to_be_imported() -> None:
     graph = {module: own_modules(imported_names(module, at_import(tree.body))) - {module} for module, tree in TREES.items()}
     try:
