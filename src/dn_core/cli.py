@@ -352,7 +352,9 @@ def evaluate(
     model: Annotated[list[str] | None, typer.Option(help="A name or a file; may be given several times. Default: all there are.")] = None,
     peer: Annotated[list[Path] | None, typer.Option(help="Weights of DnCNN or FFDNet (.safetensors) to measure beside them.")] = None,
     table: Annotated[int | None, typer.Option(min=1, max=5, help="A table of the paper to print ours beside.")] = None,
-    level: Annotated[list[str] | None, typer.Option(help="Only these levels, such as 'gaussian 25'; may be given several times.")] = None,
+    level: Annotated[
+        list[str] | None, typer.Option(help="A level, such as 'gaussian 25' or 'jpeg 10'; may be given several times.")
+    ] = None,
     figure: Annotated[int | None, typer.Option(help="A figure of the paper to draw instead: 6 (crops) or 8 (compression).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images of each folder.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
@@ -456,13 +458,10 @@ def _levels(table: int | None, wanted: list[str] | None) -> list[Any]:
     """The levels of a table, or those wanted."""
     from dn_core.evaluation import measure, tables
 
-    levels = measure.paper_levels()
-    names = wanted or list(levels)
+    names = wanted or list(measure.paper_levels())
     if table == 5 and not wanted:
         names = list(dict.fromkeys(row.partition(": ")[2] for row in tables.paper_rows(5)))
-    if unknown := [name for name in names if name not in levels]:
-        raise ValueError(f"there is no level {unknown[0]!r}; one of {', '.join(levels)} is expected. Change --level.")
-    return [levels[name] for name in names]
+    return [measure.level_named(name) for name in names]
 
 
 def _write_table(folder: Path, name: str, table: Any) -> None:

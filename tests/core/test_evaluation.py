@@ -19,7 +19,7 @@ from dn_core.checkpoints import save_checkpoint, write_tensors
 from dn_core.cli import app
 from dn_core.errors import CheckpointError
 from dn_core.evaluation.figures import codecs
-from dn_core.evaluation.measure import Level, OwnMethod, evaluate, milliseconds, paper_levels, psnr, read_images, ssim
+from dn_core.evaluation.measure import Level, OwnMethod, evaluate, level_named, milliseconds, paper_levels, psnr, read_images, ssim
 from dn_core.evaluation.peers import PeerMethod, load_peer
 from dn_core.evaluation.tables import TABLES, Cost, paper_columns, paper_rows, table_of
 from dn_core.noise import Gaussian
@@ -91,6 +91,22 @@ def test_scores_are_those_of_scikit_image_after_clipping():
     assert psnr(CAMERA, noisy) == pytest.approx(-10 * np.log10(np.mean((clipped.astype(float) - CAMERA) ** 2)))
     expected = structural_similarity(CAMERA, clipped, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
     assert ssim(CAMERA, noisy) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("weak", "strong"), [("jpeg 80", "jpeg 10"), ("jpeg2000 10", "jpeg2000 60"), ("super-resolution 2", "super-resolution 4")]
+)
+def test_levels_of_compression_and_others_go_by_name(weak, strong):
+    assert level_named("poisson 8") == paper_levels()["poisson 8"]
+    errors = [psnr(CAMERA, level_named(name).spoil([CAMERA])[0][0]) for name in (weak, strong)]
+    assert errors[0] > errors[1] + 1
+    assert psnr(CAMERA, level_named("gaussian 15").spoil([CAMERA])[0][0]) == pytest.approx(24.6, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg 0", "jpeg x", "fog 3", "gaussian -1", ""])
+def test_levels_that_are_none_are_refused(name):
+    with pytest.raises(ValueError, match="expected|cannot be made"):
+        level_named(name)
 
 
 def test_every_method_meets_every_level():
@@ -252,7 +268,7 @@ def test_table_5_compares_sets_by_name(pictures):
     [
         (["--figure", "7", "--out", "."], "6 or 8 is expected"),
         (["--figure", "8"], "--out is expected"),
-        (["--level", "gaussian 7"], "there is no level 'gaussian 7'; one of gaussian 10"),
+        (["--level", "fog 7"], "there is no level 'fog 7'; one of gaussian 10"),
         (["--model", "dn-fsat"], "Did you mean dn-fast"),
         (["--model", "dn-fast", "--model", "dn-fast"], "two models have the same name"),
         (["--peer", "missing.safetensors"], "missing.safetensors"),

@@ -20,7 +20,19 @@ from numpy.typing import NDArray
 
 from dn_core import files
 from dn_core.inference.denoise import Model, denoise, load_model
-from dn_core.noise import PAPER_MIXED_SIGMAS, PAPER_PEAKS, PAPER_SIGMAS, Gaussian, Noise, Poisson, PoissonGaussian
+from dn_core.noise import (
+    PAPER_MIXED_SIGMAS,
+    PAPER_PEAKS,
+    PAPER_SIGMAS,
+    Bpg,
+    Gaussian,
+    Jpeg,
+    Jpeg2000,
+    Noise,
+    Poisson,
+    PoissonGaussian,
+    SuperResolution,
+)
 from dn_core.training.bank import read_grey
 
 __all__ = [
@@ -31,6 +43,7 @@ __all__ = [
     "Score",
     "evaluate",
     "in_threads",
+    "level_named",
     "milliseconds",
     "paper_levels",
     "psnr",
@@ -41,6 +54,10 @@ __all__ = [
 SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 """Wang et al. 2004: a Gaussian window of 1.5 pixels, population covariance."""
 SPEED_SIDE, SPEED_ROUNDS = 512, 5
+
+LEVEL_KINDS: dict[str, Callable[[float], Noise]] = {
+    **{"gaussian": Gaussian, "poisson": Poisson, "jpeg": Jpeg, "jpeg2000": Jpeg2000, "bpg": Bpg, "super-resolution": SuperResolution}
+}
 
 Image = NDArray[np.float32]
 
@@ -113,6 +130,27 @@ def paper_levels() -> dict[str, Level]:
     levels += [Level(f"poisson {peak:g}", Poisson(peak)) for peak in PAPER_PEAKS]
     levels += [Level(f"poisson-gaussian {sigma:g}/{10 * sigma:g}", PoissonGaussian(sigma)) for sigma in PAPER_MIXED_SIGMAS]
     return {level.name: level for level in levels}
+
+
+def level_named(name: str) -> Level:
+    """One of the paper's levels, or any other such as ``"gaussian 15"``, ``"jpeg 10"``, ``"bpg 37"`` or ``"super-resolution 3"``.
+
+    Raises
+    ------
+    ValueError
+        When it is neither.
+    """
+    levels = paper_levels()
+    if name in levels:
+        return levels[name]
+    kind, _, value = name.rpartition(" ")
+    try:
+        return Level(name, LEVEL_KINDS[kind](float(value)))
+    except KeyError:
+        expected = f"one of {', '.join(levels)}, or {', '.join(LEVEL_KINDS)} with a number"
+        raise ValueError(f"there is no level {name!r}; {expected} is expected. Change --level.") from None
+    except ValueError as error:
+        raise ValueError(f"the level {name!r} cannot be made: {error}") from error
 
 
 def evaluate(methods: Iterable[Method], images: Sequence[Image], levels: Iterable[Level], seed: int = 0) -> Generator[Score]:

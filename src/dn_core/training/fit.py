@@ -374,12 +374,12 @@ def _steps(
     run: Run, state_path: Path, save_seconds: float, enough: float | None, allow: tuple[str, ...], report_seconds: float
 ) -> Iterator[TrainProgress]:
     total = run.recipe.steps
+    # A signal may have come after the last step of an epoch and before its score.
+    if run.keep_best and (not run.best or (run.epoch_ends and run.scored_step != run.step)):
+        run.score()
     if not state_path.exists():  # before the first progress: what is told of can be gone on with
         run.save(state_path)
     if run.keep_best:
-        # A signal may have come after the last step of an epoch and before its score.
-        if not run.best or (run.epoch_ends and run.scored_step != run.step):
-            run.score()
         yield _progress(run, 0.0, run.psnr)
     began, begun, saved = time.monotonic(), run.megapixels, time.monotonic()
     reported = began
