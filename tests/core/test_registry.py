@@ -29,6 +29,7 @@ from dn_core.models.index import index_bytes, parse_index
 from dn_core.models.remote import Limits
 from dn_core.models.web import check_address
 
+BUNDLED = [entry.name for entry in registry.entries() if entry.kind == "bundled"]
 IMPATIENT = Limits(connect=2, read=0.6, patience=1, slowest=2000)
 IMAGE = np.random.default_rng(0).normal(100, 20, (48, 48)).astype(np.float32)
 posix = pytest.mark.skipif(os.name == "nt", reason="limits and users as POSIX has them")
@@ -79,7 +80,7 @@ def files_in(folder):
 
 
 def test_bundled_models_are_listed_without_a_folder(folder):
-    assert registry.model_names() == dn_core.model_names() == ["dn-fast", "dn-resnet-13"]
+    assert registry.model_names() == dn_core.model_names() == BUNDLED
     assert {entry.kind for entry in registry.entries()} == {"bundled"}
     assert not folder.exists()
 
@@ -117,7 +118,7 @@ def test_an_own_model_is_found_by_its_name(tmp_path, folder):
     assert entry in registry.entries()
     assert (entry.kind, entry.path.parent, entry.path.read_bytes()) == ("own", folder, path.read_bytes())
     assert registry.resolve("my-model") == entry.path
-    assert dn_core.model_names() == ["dn-fast", "dn-resnet-13", "my-model"]
+    assert dn_core.model_names() == [*BUNDLED, "my-model"]
     assert np.array_equal(dn_core.denoise(IMAGE, "my-model"), dn_core.denoise(IMAGE, path))
 
 
@@ -159,7 +160,7 @@ def test_a_bundled_model_never_hides_another_one_in_silence(tmp_path, folder):
     folder.mkdir()
     (folder / record["file"]).write_bytes(content)
     (folder / "index.json").write_bytes(index_bytes(1, [record]))
-    assert [entry.name for entry in registry.entries()] == ["dn-fast", "dn-resnet-13"]
+    assert [entry.name for entry in registry.entries()] == BUNDLED
     with pytest.warns(UserWarning, match="two models are named dn-fast: the one that comes with the package is used"):
         assert registry.resolve("dn-fast").parent != folder
     registry.remove("dn-fast")
@@ -207,7 +208,7 @@ def test_a_damaged_list_leaves_the_bundled_models(content, tmp_path, folder):
     folder.mkdir()
     (folder / "index.json").write_bytes(content)
     with pytest.warns(UserWarning, match="downloaded and own models are left out"):
-        assert dn_core.model_names() == ["dn-fast", "dn-resnet-13"]
+        assert dn_core.model_names() == BUNDLED
     with pytest.raises(RegistryError), pytest.warns(UserWarning, match="are left out"):
         registry.add(write_model(tmp_path / "m.safetensors", "my-model"))
     assert (folder / "index.json").read_bytes() == content  # for the user to mend
@@ -527,7 +528,7 @@ def test_several_processes_add_and_fetch_different_models_at_once(tmp_path, serv
     commands = [[sys.executable, "-c", add, str(path)] for path in paths] + [[sys.executable, "-c", FETCH, server.address]]
     children = [subprocess.Popen(command) for command in commands]
     assert [child.wait(120) for child in children] == [0] * 5
-    assert dn_core.model_names() == ["dn-fast", "dn-resnet-13", "lab", *(f"own-{number}" for number in range(4))]
+    assert dn_core.model_names() == [*BUNDLED, "lab", *(f"own-{number}" for number in range(4))]
 
 
 @posix
@@ -757,7 +758,7 @@ def test_a_folder_that_cannot_be_made_is_explained(server, old, tmp_path, monkey
     monkeypatch.setenv("DN_MODELS", str(tmp_path / "file" / "models"))
     with pytest.warns(UserWarning, match="cannot be remembered"), pytest.raises(OSError, match="cannot be made.*DN_MODELS"):
         remote.fetch("lab", server.address)
-    assert dn_core.model_names() == ["dn-fast", "dn-resnet-13"]
+    assert dn_core.model_names() == BUNDLED
 
 
 # The command line
