@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from page import put_into
 
 from dn_core.evaluation.measure import OwnMethod, evaluate, paper_levels, read_images
 from dn_core.network_config import NetworkConfig, paper_config
@@ -25,7 +26,6 @@ from dn_core.training.recipes import Phase, Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "paper.md"
-BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 BATCH, PATCH = 8, 64
 EVOLUTION_SHARE = 0.5
 """What evolution may cost, as a part of what its start has cost."""
@@ -117,15 +117,6 @@ def spread(values: list[float], digits: int, signed: bool = False) -> str:
     return f"{statistics.fmean(values):{'+' if signed else ''}.{digits}f} ± {deviation:.{digits}f}"
 
 
-def put_into(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{page} has no {BEGIN} ... {END}; both are expected. Put them where the table belongs.")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """Train, score, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,7 +133,7 @@ def main() -> None:
     for row in rows_of(bank, arguments.test, arguments.out, arguments.seeds, arguments.steps):
         rows.append(row)
         print(json.dumps(row.__dict__), flush=True)
-    put_into(arguments.page, table(rows, arguments.test, arguments.steps))
+    put_into(arguments.page, "claims", table(rows, arguments.test, arguments.steps))
 
 
 if __name__ == "__main__":
