@@ -1,7 +1,7 @@
 """The paper's tables beside ours, measured and put into ``docs/paper.md``: ``python benchmarks/paper.py --data DIR``.
 
-`DIR` has the folders ``test/set12``, ``test/set14``, ``test/bsd200``, ``test/classic5`` and ``peers``. Each table says which command gives it
-alone.
+`DIR` has the folders ``test/set12``, ``test/set14``, ``test/bsd200``, ``test/classic5`` and ``peers``. Under each table stands the
+command that gives it alone.
 """
 
 from __future__ import annotations
