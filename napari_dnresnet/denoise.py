@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_dnresnet.docks import Closing, image_layers, side_by_side
 from napari_dnresnet.jobs import Job, sentence, time_left
-from napari_dnresnet.layers import Axes, default_axes, highest_level, readable
+from napari_dnresnet.layers import Axes, default_axes, highest_level, readable, time_axes
 from napari_dnresnet.models import model_list, model_names
 from napari_dnresnet.preview import Preview, Wish
 from napari_dnresnet.results import METADATA, Plan, Result, empty_target, model_hash, residual_settings
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     import napari
     from napari.layers import Image
 
-__all__ = ["DenoiseWidget"]
+    from dn_core.inference.denoise import Progress
+
+__all__ = ["DenoiseWidget", "Finished"]
 
 FLICKER = 600
 """Milliseconds between before and after."""
-FILLING = 500
-"""Milliseconds between looks at a large result that is being written."""
+FILLING, REST = 0.5, 10
+"""Seconds between looks at a large result that is being written, and how many times longer than a look they are at least."""
 
 
 class DenoiseWidget(Container):
@@ -37,8 +40,10 @@ class DenoiseWidget(Container):
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         self.viewer = viewer
-        self.result: Result | None = None
         self.job: Job | None = None
+        self._results: list[Result] = []
+        self._filling: Result | None = None
+        self._takes_noise = False
         self.layer = ComboBox(label="Layer", choices=self._layers, nullable=True)
         self.model = ComboBox(label="Model", choices=model_names)
         self.axes = LineEdit(label="Axes")
@@ -111,8 +116,12 @@ class DenoiseWidget(Container):
             super().reset_choices(*args)
 
     def _models_changed(self) -> None:
-        if self._alive:
-            self.model.reset_choices()
+        if not self._alive:
+            return
+        before = self.model.value
+        self.model.reset_choices()
+        if self.model.value != before:
+            self.tell(f"The model {before} is gone; {self.model.value} is chosen now.")
 
     def _follow(self, event: Any = None) -> None:
         """Take the layer that is selected, unless it is one of our own results."""
@@ -122,13 +131,26 @@ class DenoiseWidget(Container):
         self.layer.reset_choices()
         self.layer.value = active
 
+    @property
+    def result(self) -> Result | None:
+        """The result of the chosen layer, or whose layer it is; the latest one."""
+        layer = self.layer.value
+        if layer is None:
+            return None
+        return next((result for result in reversed(self._results) if layer in (result.layer, result.source)), None)
+
     def _layer_changed(self, *_: Any) -> None:
         layer = self.layer.value
+        self._stop_comparing()
+        if self.result is not None:
+            with self.amount.changed.blocked():
+                self.amount.value = self.result.amount
+            self.preview.set_amount(self.amount.value)
         if layer is None:
             self.axes.value, self.words.value = "", "Open an image, or File > Open Sample > DnResNet."
         else:
             data = highest_level(layer)
-            self.axes.value = default_axes(tuple(map(str, layer.axis_labels)), tuple(data.shape), layer.rgb)
+            self.axes.value = default_axes(tuple(map(str, layer.axis_labels)), tuple(data.shape), layer.rgb, time_axes(layer))
             self._axes_changed()
         self.preview.refresh()
         self._show_state()
@@ -151,7 +173,8 @@ class DenoiseWidget(Container):
         from dn_core.inference.denoise import load_model
 
         try:
-            self.noise.visible = load_model(self.model.value).config.noise_map
+            self._takes_noise = load_model(self.model.value).config.noise_map
+            self.noise.visible = self._takes_noise
         except (ValueError, OSError) as error:
             self.tell(sentence(error))
         self.preview.refresh()
@@ -161,7 +184,7 @@ class DenoiseWidget(Container):
         device = preferences().device
         return {
             "model": self.model.value,
-            "noise": self.noise.value if self.noise.visible else None,
+            "noise": self.noise.value if self._takes_noise else None,
             "device": None if device == "auto" else device,
             "nonfinite": "fill" if self.fill.value else "raise",
         }
@@ -180,7 +203,8 @@ class DenoiseWidget(Container):
             axes = self.chosen_axes()
             if axes is None:
                 raise ValueError("there is no image layer; one is expected. Open an image, or File > Open Sample > DnResNet.")
-            plan = Plan.of(self.layer.value, axes, self.options())
+            source = self.layer.value
+            plan = Plan.of(source, axes, self.options())
             large = plan.is_large
             target = (
                 empty_target(plan, preferences().folder) if large else np.empty(axes.shape, np.dtype(plan.data.dtype).newbyteorder("="))
@@ -189,13 +213,12 @@ class DenoiseWidget(Container):
             self._fail(error)
             return
         self._stop_comparing()
-        self.result = Result.added(self.viewer, plan, target, 1.0) if large else None
-        self._began, self._seconds = time.monotonic(), 0.0
+        self._filling = self._add(plan, target, source) if large else None
+        self._refresh_after = 0.0
         self.job = Job(
             lambda: _denoising(plan, target),
-            step=lambda step: self._progress(plan, step),
+            step=lambda step: self._progress(plan, source, step),
             failed=self._fail,
-            done=self._done,
             stopped=self._stopped,
             name=f"denoise {plan.name}",
         )
@@ -208,36 +231,35 @@ class DenoiseWidget(Container):
             self.job.cancel()
             self.tell("Cancelled.")
 
-    def _progress(self, plan: Plan, step: Any) -> None:
+    def _add(self, plan: Plan, whole: Any, source: Image) -> Result:
+        """Add a result's layer; the layer that was chosen stays so."""
+        result = Result.added(self.viewer, plan, whole, source)
+        self._results.append(result)
+        return result
+
+    def _progress(self, plan: Plan, source: Image, step: Progress | Finished) -> None:
         if not self._alive:
             return
+        if isinstance(step, Finished):
+            self._finish(self._filling or self._add(plan, step.result, source), step)
+            return
         self.bar.max, self.bar.value = step.total, step.done
-        if step.result is None:
-            self.tell(f"{step.done} of {step.total} tiles {', ' * (step.done > 0)}{time_left(step.seconds_left)}")
-            if self.result is not None and time.monotonic() - self._began > FILLING / 1000:
-                self._began = time.monotonic()
-                self.result.layer.refresh()
-            return
-        if self.result is None:
-            self.result = Result.added(self.viewer, plan, step.result, self.amount.value)
-        else:
-            self.result.layer.refresh()
-            self.result.set_amount(self.amount.value)
-        self._facts = step
+        self.tell(f"{step.done} of {step.total} tiles {', ' * (step.done > 0)}{time_left(step.seconds_left)}")
+        if self._filling is not None and time.monotonic() > self._refresh_after:
+            began = time.monotonic()
+            self._filling.layer.refresh()
+            self._refresh_after = time.monotonic() + max(FILLING, REST * (time.monotonic() - began))
 
-    def _done(self) -> None:
-        if not self._alive or self.result is None:
-            return
-        result, facts = self.result, self._facts
-        pixels = math.prod(result.plan.axes.shape) / 1e6
-        model = str(result.plan.options["model"])
-        result.note(
-            **{key: value for key, value in result.plan.options.items() if value is not None},
-            model_sha256=facts.sha256,
-            axes=result.plan.axes.letters,
-            engine=facts.engine,
-        )
-        self.tell(f"{model} on {facts.engine}: {facts.seconds:.2g} s, {pixels / max(facts.seconds, 1e-9):.3g} megapixels per second.")
+    def _finish(self, result: Result, facts: Finished) -> None:
+        """The pixels are all there."""
+        result.finished, self._filling = True, None
+        result.layer.refresh()
+        options = {key: value for key, value in result.plan.options.items() if value is not None}
+        result.note(**options, model_sha256=facts.sha256, axes=result.plan.axes.letters, engine=facts.engine)
+        if self.amount.value != 1:
+            result.set_amount(self.amount.value, self._shown_plane(result))
+        rate = math.prod(result.plan.axes.shape) / 1e6 / max(facts.seconds, 1e-9)
+        self.tell(f"{options['model']} on {facts.engine}: {facts.seconds:.2g} s, {rate:.3g} megapixels per second.")
         if self.preview.on:
             self.preview_on.value = False
 
@@ -258,10 +280,10 @@ class DenoiseWidget(Container):
 
     def _drop_unfinished(self) -> None:
         """A large result that was being written goes away with its layer."""
-        result = self.result
-        if self.job is None or result is None or "engine" in result.layer.metadata.get(METADATA, {}):
+        result, self._filling = self._filling, None
+        if result is None:
             return
-        self.result = None
+        self._results.remove(result)
         if self._alive and result.layer in self.viewer.layers:
             self.viewer.layers.remove(result.layer)
 
@@ -269,14 +291,18 @@ class DenoiseWidget(Container):
 
     def _amount_changed(self, amount: float) -> None:
         self.preview.set_amount(amount)
-        if self.result is not None and self.job is None:
-            axes = self.result.plan.axes
-            lead = axes.spatial[0]
-            point = np.round(self.result.layer.world_to_data(self.viewer.dims.point)).astype(int)[:lead]
-            self.result.set_amount(amount, tuple(int(min(max(at, 0), extent - 1)) for at, extent in zip(point, axes.shape, strict=False)))
+        if self.result is not None and self.result.finished:
+            self.result.set_amount(amount, self._shown_plane(self.result))
+
+    def _shown_plane(self, result: Result) -> tuple[int, ...]:
+        """The index of the plane on screen in the axes before rows and columns."""
+        axes = result.plan.axes
+        point = np.round(result.layer.world_to_data(self.viewer.dims.point)).astype(int)[: axes.spatial[0]]
+        return tuple(int(min(max(at, 0), extent - 1)) for at, extent in zip(point, axes.shape, strict=False))
 
     def _preview_changed(self, on: bool) -> None:
         self.preview.set_amount(self.amount.value)
+        self.preview.limit = preferences().preview
         (self.preview.start if on else self.preview.stop)()
         self._show_state()
 
@@ -300,9 +326,10 @@ class DenoiseWidget(Container):
         self.flicker.native.setChecked(False)
 
     def _add_residual(self) -> None:
-        if self.result is not None:
-            residual = self.result.residual()
-            self.viewer.add_image(residual, **residual_settings(self.result, residual))
+        result = self.result
+        if result is not None:
+            residual = result.residual()
+            self.viewer.add_image(residual, **residual_settings(result, residual))
 
     def code(self, kind: str) -> str:
         """The result, or what is chosen, as Python code or as a command."""
@@ -316,16 +343,26 @@ class DenoiseWidget(Container):
         return plan.as_python(amount) if kind == "python" else plan.as_command(amount)
 
     def _copy(self, kind: str) -> None:
-        QApplication.clipboard().setText(self.code(kind))
+        try:
+            QApplication.clipboard().setText(self.code(kind))
+        except ValueError as error:
+            self.tell(sentence(error))
+            return
         self.tell("Copied. " + ("Paste it into napari's console." if kind == "python" else "Paste it into a shell."))
 
     def _layer_removed(self, event: Any) -> None:
-        if not self._alive or self.result is None or event.value != self.result.layer:
+        if not self._alive:
             return
-        self.result.close()
-        self.result = None
+        for result in [result for result in self._results if event.value == result.layer]:
+            result.close()
+            self._results.remove(result)
+            if result is self._filling:
+                self._filling = None
+                self.cancel()
+        for result in self._results:
+            if event.value == result.source:
+                result.source = None
         self._stop_comparing()
-        self.cancel()
         self._show_state()
 
     # Showing and ending
@@ -343,9 +380,10 @@ class DenoiseWidget(Container):
         self.run.enabled = not busy and self.layer.value is not None
         for button in (self.copy_python, self.copy_command):
             button.enabled = self.layer.value is not None or self.result is not None
+        finished = self.result is not None and self.result.finished
         for button in (self.before, self.flicker):
-            button.enabled = self.preview.on or (self.result is not None and not busy)
-        self.residual.enabled = self.result is not None and not busy
+            button.enabled = self.preview.on or finished
+        self.residual.enabled = finished
 
     def close_down(self) -> None:
         """The dock was closed: stop everything, take the preview away."""
@@ -359,20 +397,22 @@ class DenoiseWidget(Container):
         self.preview.abandon()
         if self.job is not None:
             self.job.cancel()
-        if self.result is not None:
-            self.result.close()
+        for result in self._results:
+            result.close()
 
 
-class _Facts:
-    """The last step of a run, with who computed it and how long it took."""
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a run: its result, who computed it, and how long it took."""
 
-    def __init__(self, step: Any, engine: str, sha256: str, seconds: float) -> None:
-        self.done, self.total, self.seconds_left, self.result = step.done, step.total, step.seconds_left, step.result
-        self.engine, self.sha256, self.seconds = engine, sha256, seconds
+    result: Any
+    engine: str
+    sha256: str
+    seconds: float
 
 
-def _denoising(plan: Plan, target: Any) -> Iterator[Any]:
-    """The steps of a run; the last one comes with its facts."""
+def _denoising(plan: Plan, target: Any) -> Iterator[Progress | Finished]:
+    """The steps of a run."""
     from dn_core.inference.denoise import denoise_steps, engine_name
     from dn_core.models.registry import resolve
 
@@ -380,4 +420,4 @@ def _denoising(plan: Plan, target: Any) -> Iterator[Any]:
     engine, sha256 = engine_name(options["model"], options["device"], plan.data.dtype), model_hash(resolve(options["model"]))
     began = time.monotonic()
     for step in denoise_steps(readable(plan.data), out=target, **options):
-        yield step if step.result is None else _Facts(step, engine, sha256, time.monotonic() - began)
+        yield step if step.result is None else Finished(step.result, engine, sha256, time.monotonic() - began)

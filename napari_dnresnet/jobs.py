@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import sys
@@ -30,7 +31,7 @@ class Job:
     step, done, failed
         Called in the main thread with what was yielded, with nothing, with the error. None of them after `cancel`.
     stopped
-        Called in the main thread when the thread has ended, however it did.
+        Called in the main thread when the thread has ended, however it did: only then does it write no more.
     name
         What napari says is running, when the window is closed meanwhile; empty to let it close without a question.
     """
@@ -66,6 +67,8 @@ class Job:
     def _work(self, steps: Callable[[], Iterator[Any]]) -> Callable[[], Generator[Any]]:
         def work() -> Generator[Any]:
             try:
+                if self._cancelled.is_set():  # while it waited for a thread
+                    return
                 iterator = steps()
                 with contextlib.closing(iterator) if isinstance(iterator, Generator) else contextlib.nullcontext():
                     for item in iterator:
@@ -91,6 +94,13 @@ class Job:
             else:
                 self._done()
         self._stopped()
+        # napari keeps its workers until the window closes: what they know of arrays goes now.
+        self._step = self._done = self._failed = self._stopped = _nothing
+        self._failure = None
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 def _worker(work: Callable[[], Generator[Any]], name: str) -> Any:
@@ -108,6 +118,8 @@ def _worker(work: Callable[[], Generator[Any]], name: str) -> Any:
 def sentence(error: BaseException) -> str:
     """An error as a person should read it."""
     text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     return text[0].upper() + text[1:]
 
 
@@ -149,6 +161,7 @@ class Child:
         self.process.setProcessEnvironment(environment)
         self.process.readyReadStandardOutput.connect(self._read)
         self.process.finished.connect(self._end)
+        self.process.errorOccurred.connect(self._fail)
         self.process.start(sys.executable, ["-m", "dn_core.cli", *arguments])
 
     @property
@@ -163,9 +176,17 @@ class Child:
         self.process.write(f"{line}\n".encode())
 
     def leave(self) -> None:
-        """Let it save and end by itself; nothing is called any more."""
-        self._event, self._ended = lambda event: None, lambda code, text: None
-        self.process.closeWriteChannel()
+        """Let it save and end by itself; nothing is called any more. The interpreter waits for it at its end."""
+        self._event, self._ended = _nothing, _nothing
+        if self.running:
+            _leaving.add(self)
+            self.process.closeWriteChannel()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, at most this long; then it is killed."""
+        if self.running and not self.process.waitForFinished(int(1000 * seconds)):
+            self.process.kill()
+            self.process.waitForFinished(1000)
 
     def _read(self) -> None:
         *lines, self._rest = (self._rest + bytes(self.process.readAllStandardOutput())).split(b"\n")
@@ -175,7 +196,26 @@ class Child:
                 if isinstance(event, dict):
                     self._event(event)
 
+    def _fail(self, error: Any) -> None:
+        from qtpy.QtCore import QProcess
+
+        if error == QProcess.ProcessError.FailedToStart:  # other errors end in `finished`
+            self._ended(-1, self.process.errorString())
+
     def _end(self, code: int, *_: Any) -> None:
+        _leaving.discard(self)
         self._read()
         text = bytes(self.process.readAllStandardError()).decode("utf-8", "replace")
         self._ended(code, "\n".join(text.strip().splitlines()[-3:]))
+
+
+_leaving: set[Child] = set()
+"""Processes that are saving while their widget is gone."""
+LEAVING_SECONDS = 20.0
+
+
+@atexit.register
+def _wait_for_the_leaving() -> None:
+    for child in list(_leaving):
+        child.wait(LEAVING_SECONDS)
+    _leaving.clear()

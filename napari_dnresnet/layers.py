@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from napari.components import Dims
     from napari.layers import Image
 
-__all__ = ["Axes", "LazyArray", "Region", "default_axes", "highest_level", "layer_settings", "readable", "region_affine", "visible_region"]
+__all__ = [
+    "Axes",
+    "LazyArray",
+    "Region",
+    "default_axes",
+    "highest_level",
+    "layer_settings",
+    "readable",
+    "region_affine",
+    "time_axes",
+    "visible_region",
+]
 
 NAMES = {"T": "time points", "Z": "depths", "C": "channels", "Q": "planes", "Y": "rows", "X": "columns", "S": "colours"}
 CACHED_BYTES = 2**28
@@ -81,8 +92,15 @@ class Axes:
         return "\n".join([*words, f"YX: planes of {height} x {width} pixels"])
 
 
-def default_axes(labels: tuple[str, ...], shape: tuple[int, ...], rgb: bool) -> str:
+def time_axes(layer: Image) -> tuple[int, ...]:
+    """Axes of a layer whose unit is one of time."""
+    return tuple(axis for axis, unit in enumerate(layer.units) if unit.dimensionality == {"[time]": 1})
+
+
+def default_axes(labels: tuple[str, ...], shape: tuple[int, ...], rgb: bool, times: tuple[int, ...] = ()) -> str:
     """Letters for a layer's axes: from its labels, where they say it, otherwise ``TZYX`` from the right, ``Q`` beyond.
+
+    An axis of `times`, whose unit is one of time, is ``T`` then.
 
     `shape` and the result include the colours of an RGB layer, `labels` do not.
     """
@@ -91,7 +109,11 @@ def default_axes(labels: tuple[str, ...], shape: tuple[int, ...], rgb: bool) -> 
     if len(set(first)) == count and {"Y", "X"} <= set(first) and all(letter.isalpha() for letter in first):
         letters = "".join(first)
     else:
-        letters = "".join((["Q"] * max(0, count - 4)) + list("TZYX")[-count:])
+        guess = (["Q"] * max(0, count - 4)) + list("TZYX")[-count:]
+        if len(times) == 1 and times[0] < count - 2:
+            guess = ["Q" if letter == "T" else letter for letter in guess]
+            guess[times[0]] = "T"
+        letters = "".join(guess)
     return letters + "S" * rgb
 
 

@@ -142,6 +142,7 @@ class ModelsWidget(Container):
 
     def _show_card(self) -> None:
         entry = self.chosen
+        self._asked, self.delete.text = "", "Delete"
         try:
             self.card.value = "" if entry is None else card_in_words(entry)
         except (ValueError, OSError) as error:
@@ -165,7 +166,11 @@ class ModelsWidget(Container):
     def delete_chosen(self) -> None:
         """Delete the model that is selected from this machine."""
         entry = self.chosen
-        if entry is not None:
+        if entry is not None and entry.kind == "own" and self._asked != entry.name:
+            self._asked = entry.name
+            self.delete.text = "Really delete?"
+            self.tell(f"{entry.name} is your own, and there may be no other copy. Press again to delete it.")
+        elif entry is not None:
             from dn_core.models import registry
 
             self._try(lambda: registry.remove(entry.name), lambda _: (f"Deleted {entry.name}.", registry.default_name()))

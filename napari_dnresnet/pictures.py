@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,19 @@ MARGIN = 22
 
 
 class Curve(QWidget):
-    """Points of a score over steps, with a dashed line at a value to beat."""
+    """Points of a score over steps, with a dashed line at a value to beat, if there is one."""
 
-    def __init__(self, unit: str = "dB") -> None:
+    def __init__(self, unit: str) -> None:
         super().__init__()
         self.unit, self.points, self.beat = unit, list[tuple[float, float]](), float("nan")
-        self.setMinimumHeight(80)
+        self.setMinimumHeight(70)
 
     def clear(self) -> None:
         """Begin anew."""
         self.points = []
         self.update()
 
-    def add(self, step: float, value: float, beat: float) -> None:
+    def add(self, step: float, value: float, beat: float = math.nan) -> None:
         """Add a point; `beat` is where the dashed line is."""
         self.points.append((step, value))
         self.beat = beat
@@ -49,18 +50,20 @@ class Curve(QWidget):
             painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, "the score appears here")
             return
         steps, values = np.array(self.points).T
-        low, high = min(values.min(), self.beat), max(values.max(), self.beat)
-        room = max(high - low, 0.05) * 0.1
+        all_values = [*values, self.beat] if math.isfinite(self.beat) else list(values)
+        low, high = min(all_values), max(all_values)
+        room = max(high - low, 0.01 * abs(high)) * 0.1
         low, high, last = low - room, high + room, max(steps.max(), 1)
 
         def place(step: float, value: float) -> QPointF:
             return QPointF(area.left() + step / last * area.width(), area.bottom() - (value - low) / (high - low) * area.height())
 
-        painter.drawText(QPointF(2, area.top() + 10), f"{high:.1f}")
-        painter.drawText(QPointF(2, area.bottom()), f"{low:.1f}")
-        painter.drawText(QPointF(area.left(), self.height() - 5.0), f"{self.unit}, over {last:.0f} steps; dashed: the model at the start")
-        painter.setPen(QPen(text, 1, Qt.PenStyle.DashLine))
-        painter.drawLine(place(0, self.beat), place(last, self.beat))
+        painter.drawText(QPointF(2, area.top() + 10), f"{high:.3g}")
+        painter.drawText(QPointF(2, area.bottom()), f"{low:.3g}")
+        painter.drawText(QPointF(area.left(), self.height() - 5.0), f"{self.unit}; {last:.0f} steps")
+        if math.isfinite(self.beat):
+            painter.setPen(QPen(text, 1, Qt.PenStyle.DashLine))
+            painter.drawLine(place(0, self.beat), place(last, self.beat))
         painter.setPen(QPen(QColor("#4a90d9"), 2))
         painter.drawPolyline(QPolygonF([place(step, value) for step, value in self.points]))
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer
 
 from napari_dnresnet.jobs import Job, sentence
-from napari_dnresnet.layers import Axes, Region, highest_level, layer_settings, readable, region_affine, visible_region
+from napari_dnresnet.layers import Axes, Region, highest_level, layer_settings, region_affine, visible_region
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -20,6 +20,8 @@ __all__ = ["PREVIEW", "Preview", "Wish", "is_preview"]
 
 PREVIEW = "dnresnet preview"
 """Marks a layer as a preview, in its metadata."""
+FOLLOWED = ("data", "contrast_limits", "colormap", "gamma", "scale", "translate", "rotate", "shear", "affine")
+"""Events of the layer after which its preview is another one."""
 DELAY = 60
 """Milliseconds without a change after which the preview is computed."""
 
@@ -64,6 +66,7 @@ class Preview:
         self.viewer, self._wish, self._tell, self.limit = viewer, wish, tell, limit
         self.layer: Image | None = None
         self._shown: _Shown | None = None
+        self._source: Image | None = None
         self._job: Job | None = None
         self._amount, self._on = 1.0, False
         self._timer = QTimer(parent)
@@ -104,12 +107,23 @@ class Preview:
         for event in self._events:
             event.disconnect(self.refresh)
         self.viewer.layers.events.removed.disconnect(self._removed)
+        self._watch(None)
         self._hide()
 
     def abandon(self) -> None:
         """The window is gone: stop without touching it."""
         self._on = False
         self._cancel()
+
+    def _watch(self, source: Image | None) -> None:
+        """Follow the changes of a layer instead of another one's."""
+        if self._source == source:
+            return
+        for layer, act in ((self._source, "disconnect"), (source, "connect")):
+            for name in FOLLOWED if layer is not None else ():
+                getattr(getattr(layer.events, name), act)(self.refresh)
+        self._source = source
+        self._hide()
 
     def refresh(self, event: Any = None) -> None:
         """Something has changed: compute again, as soon as it stays."""
@@ -131,14 +145,14 @@ class Preview:
             self._hide()
             self._tell(sentence(error))
             return
+        self._watch(None if wish is None else wish.layer)
         if wish is None or region is None:
-            self._hide()
             return
 
         def steps() -> Iterator[_Shown | None]:
             from dn_core.inference.denoise import denoise_steps
 
-            crop = region.crop(readable(highest_level(wish.layer)))
+            crop = region.crop(highest_level(wish.layer))
             for step in denoise_steps(crop, channel_axis=wish.axes.channel_axis, alpha=wish.axes.alpha, **wish.options):
                 yield None if step.result is None else _Shown(wish, region, crop, step.result)
 

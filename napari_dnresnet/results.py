@@ -7,6 +7,7 @@ import math
 import shlex
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_dnresnet.jobs import Job
+from napari_dnresnet.jobs import Job, sentence
 from napari_dnresnet.layers import Axes, highest_level, layer_settings, readable
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ METADATA = "dnresnet"
 """Where a result layer's metadata has its settings."""
 LARGE_BYTES = 2**29
 """Results above this, or above a quarter of the free memory, go to a zarr array on disk."""
+SMALL_BYTES = 2**25
+"""Residuals of results below this are computed at once."""
 CHUNK_SIDE = 1024
 
 
@@ -79,14 +82,19 @@ class Plan:
         shown = {key: value for key, value in self.options.items() if value is not None and (key, value) != ("nonfinite", "raise")}
         if self.axes.channel_axis is not None:
             shown["channel_axis"] = self.axes.channel_axis
+        if self._has_four_channels:
+            shown["alpha"] = False
         if amount != 1:
             shown["amount"] = amount
         arguments = "".join(f", {key}={value!r}" for key, value in shown.items())
         return f"import dn_core\n\nimage = {image}\nclean = dn_core.denoise(image{arguments})\n"
 
     def as_command(self, amount: float) -> str:
-        """A shell command that makes the result from the layer's file; with a first line that says so where the layer has none."""
-        source = self.path or f"{self.name}.tif"
+        """A shell command that makes the result from the layer's file; with a first line that says so where the layer is not a file."""
+        if self._has_four_channels:
+            return "# the command takes the last of four channels for alpha; use Copy as Python\n"
+        path = self._file()
+        source = path or f"{self.name}.tif"
         target = Path(source).with_name(f"{Path(source).name.split('.')[0]} denoised.tif")
         words = ["dn-resnet", "denoise", source, "-o", str(target)]
         for option, value in {**self.options, "amount": None if amount == 1 else amount}.items():
@@ -94,21 +102,42 @@ class Plan:
                 words += [f"--{option}", str(value)]
         if self.axes.channel_axis is not None and "S" not in self.axes.letters:
             words += ["--channel-axis", str(self.axes.channel_axis)]
-        note = "" if self.path else f"# save the layer as {shlex.quote(source)} first\n"
+        note = "" if path else f"# save the layer as {shlex.quote(source)} first\n"
         return f"{note}{shlex.join(words)}\n"
+
+    @property
+    def _has_four_channels(self) -> bool:
+        """Whether there are four channels at the end that are no RGBA, as the library would take them."""
+        return self.axes.letters[-1] == "C" and self.axes.shape[-1] == 4
+
+    def _file(self) -> str | None:
+        """The layer's file, where the command would read the same pixels from it."""
+        from dn_core import files
+
+        if self.path is None:
+            return None
+        try:
+            with files.open_image(self.path) as image:
+                return self.path if tuple(image.shape) == self.axes.shape and image.source.dtype == self.data.dtype else None
+        except (ValueError, OSError, ImportError):
+            return None
 
 
 def empty_target(plan: Plan, folder: str = "") -> Any:
-    """Where a large result is written: a zarr array in a temporary folder, which is deleted when the array is no longer used.
+    """Where a large result is written: a zarr array in a temporary folder, which is deleted when no array uses it any more.
 
     Raises
     ------
     OSError
-        When the disk has not enough room.
+        When the folder is not there, or the disk has not enough room.
     """
     import zarr
 
     place = Path(folder) if folder else Path(tempfile.gettempdir())
+    if not place.is_dir():
+        raise FileNotFoundError(
+            2, "the folder for large results is not there; make it, or name another in the plugin's preferences", str(place)
+        )
     free = shutil.disk_usage(place).free
     if plan.nbytes > free:
         raise OSError(
@@ -123,35 +152,51 @@ def empty_target(plan: Plan, folder: str = "") -> Any:
         chunks[axis] = min(plan.axes.shape[axis], CHUNK_SIDE)
     if "S" in plan.axes.letters:
         chunks[-1] = plan.axes.shape[-1]
-    array = zarr.create_array(
-        Path(own) / "denoised.zarr", shape=plan.axes.shape, dtype=np.dtype(plan.data.dtype).newbyteorder("="), chunks=tuple(chunks)
-    )
-    weakref.finalize(array, shutil.rmtree, own, ignore_errors=True)
-    return array
+    dtype = np.dtype(plan.data.dtype).newbyteorder("=")
+    return zarr.create_array(_temporary_store(own), shape=plan.axes.shape, dtype=dtype, chunks=tuple(chunks))
 
 
-@dataclass
+def _temporary_store(folder: str) -> Any:
+    """A store whose folder goes with it. Copies of a layer share it: a copy of its array is another array on the same files."""
+    from zarr.storage import LocalStore
+
+    class TemporaryStore(LocalStore):
+        def __deepcopy__(self, memo: Any) -> Any:
+            return self
+
+    store = TemporaryStore(Path(folder) / "denoised.zarr")
+    weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+    return store
+
+
+@dataclass(eq=False)
 class Result:
-    """A denoised layer, with all that its amount needs: the original and the whole result."""
+    """A denoised layer, with all that its amount needs: the original and the whole result.
+
+    `finished` is false while `whole` is being written.
+    """
 
     plan: Plan
     whole: Any
     layer: Image
+    source: Image | None = None
     amount: float = 1.0
-    engine: str = ""
+    finished: bool = False
     _job: Job | None = field(default=None, repr=False)
+    _own: NDArray[Any] | None = field(default=None, repr=False)
+    _lazy: Any = field(default=None, repr=False)
+    _turn: int = 0
+    _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
-    def added(cls, viewer: ViewerModel, plan: Plan, whole: Any, amount: float) -> Result:
-        """Add the layer; its pixels are those of `amount`, once `whole` is."""
+    def added(cls, viewer: ViewerModel, plan: Plan, whole: Any, source: Image | None) -> Result:
+        """Add the layer with the whole result."""
         metadata = {**plan.settings["metadata"], METADATA: {}}
         settings = {**plan.settings, "name": f"{plan.name} denoised", "visible": True, "metadata": metadata}
-        result = cls(plan, whole, viewer.add_image(whole, **settings))
+        result = cls(plan, whole, viewer.add_image(whole, **settings), source)
         if not result.layer.rgb:
             result.layer.contrast_limits_range = plan.limits_range
         result.note(amount=1.0)
-        if amount != 1:
-            result.set_amount(amount)
         return result
 
     @property
@@ -172,26 +217,30 @@ class Result:
         """Blend original and result anew: in memory plane by plane, beginning with plane `first`; on disk when it is looked at."""
         self.amount = amount
         self.note(amount=amount)
+        self.close()
+        if not self.in_memory:
+            self.layer.data = self.whole if amount == 1 else self._blended_lazily(amount)
+        elif amount == 1:
+            self._own = None
+            self.layer.data = self.whole
+        else:
+            if self._own is None:
+                self._own = np.empty_like(self.whole)
+            own, turn = self._own, self._turn
+            self._job = Job(
+                lambda: self._blend(own, amount, first, turn), step=self._show, done=lambda: self._show(True), failed=self._fail
+            )
+
+    def close(self) -> None:
+        """Stop what is on its way; from now on it writes nothing."""
         if self._job is not None:
             self._job.cancel()
             self._job = None
-        if not self.in_memory:
-            self.layer.data = self.whole if amount == 1 else self._blended_lazily(amount)
-            return
-        if self.layer.data is self.whole:
-            if amount == 1:
-                return
-            self.layer.data = self.whole.copy()
-        target = self.layer.data
-        self._job = Job(lambda: self._blend(target, amount, first), step=self._refresh, failed=self._raise)
+        with self._writing:
+            self._turn += 1
 
-    def close(self) -> None:
-        """Stop what is on its way."""
-        if self._job is not None:
-            self._job.cancel()
-
-    def _blend(self, target: NDArray[Any], amount: float, first: tuple[int, ...]) -> Iterator[bool]:
-        """Write the blend plane by plane; true after the first and the last, when there is something to show."""
+    def _blend(self, target: NDArray[Any], amount: float, first: tuple[int, ...], turn: int) -> Iterator[bool]:
+        """Write the blend plane by plane, unless it is another's turn; true after the first."""
         from dn_core.inference.planes import blend
 
         source, others = readable(self.plan.data), [range(extent) for extent in target.shape[: self.plan.axes.spatial[0]]]
@@ -200,8 +249,26 @@ class Result:
             planes.remove(first)
             planes.insert(0, first)
         for number, plane in enumerate(planes):
-            target[plane] = blend(np.asarray(source[plane]), self.whole[plane], amount)
-            yield number in (0, len(planes) - 1)
+            pixels = blend(np.asarray(source[plane]), self.whole[plane], amount)
+            with self._writing:
+                if turn != self._turn:
+                    return
+                target[plane] = pixels
+            yield number == 0
+
+    def _show(self, now: bool) -> None:
+        """Show the pixels; the first time only when all planes are there."""
+        if self._own is None:
+            return
+        if now and self.layer.data is self._own:
+            self.layer.refresh()
+        elif self._job is not None and not self._job.running:
+            self.layer.data = self._own
+
+    def _fail(self, error: Exception) -> None:
+        from napari.utils.notifications import show_error
+
+        show_error(sentence(error))
 
     def _blended_lazily(self, amount: float) -> Any:
         import dask.array as da
@@ -209,31 +276,35 @@ class Result:
         from dn_core.inference.planes import blend
 
         whole = da.from_zarr(self.whole)
-        source = self.plan.data
-        lazy = source if isinstance(source, da.Array) else da.from_array(source, chunks=whole.chunks)
-        return da.map_blocks(blend, lazy.rechunk(whole.chunks), whole, amount=amount, dtype=whole.dtype)
+        return da.map_blocks(blend, self._lazy_source(whole.chunks), whole, amount=amount, dtype=whole.dtype)
 
-    def _refresh(self, now: bool) -> None:
-        if now:
-            self.layer.refresh()
-
-    def _raise(self, error: Exception) -> None:
-        raise error
-
-    def residual(self) -> Any:
-        """What was taken away, original minus result, as float32, of colours their mean; lazy where the result is on disk."""
-        difference = self._difference()
-        return difference[..., :3].mean(axis=-1) if self.layer.rgb else difference
-
-    def _difference(self) -> Any:
-        source, pixels = self.plan.data, self.layer.data
-        if self.in_memory and isinstance(source, np.ndarray):
-            return np.subtract(source, pixels, dtype=np.float32)
+    def _lazy_source(self, chunks: Any) -> Any:
+        """The original as a dask array, made once: no name is made from its content, which would mean to read it."""
         import dask.array as da
 
-        right = pixels if isinstance(pixels, da.Array) else da.from_array(pixels, chunks=getattr(pixels, "chunks", "auto"))
-        left = source if isinstance(source, da.Array) else da.from_array(readable(source), chunks=right.chunks)
-        return left.rechunk(right.chunks).astype(np.float32) - right.astype(np.float32)
+        if self._lazy is None:
+            source = self.plan.data
+            self._lazy = (source if isinstance(source, da.Array) else da.from_array(source, chunks=chunks, name=False)).rechunk(chunks)
+        return self._lazy
+
+    def residual(self) -> Any:
+        """What was taken away, original minus result, as float32, of colours their mean; lazy where it is large."""
+        import dask.array as da
+
+        pixels = self.layer.data
+        planes = tuple(1 for _ in self.plan.axes.shape[: self.plan.axes.spatial[0]])
+        chunks = getattr(pixels, "chunks", (*planes, *self.plan.axes.shape[len(planes) :]))
+        right = pixels if isinstance(pixels, da.Array) else da.from_array(pixels, chunks=chunks, name=False)
+        left = (
+            self.plan.data
+            if isinstance(self.plan.data, da.Array)
+            else da.from_array(readable(self.plan.data), chunks=right.chunks, name=False)
+        )
+        narrow = right.dtype.itemsize <= 2 or right.dtype == np.float32
+        wide = np.float32 if narrow else np.float64
+        difference = (left.rechunk(right.chunks).astype(wide) - right.astype(wide)).astype(np.float32)
+        difference = difference[..., :3].mean(axis=-1) if self.layer.rgb else difference
+        return np.asarray(difference) if self.plan.nbytes < SMALL_BYTES else difference
 
 
 def residual_settings(result: Result, residual: Any) -> dict[str, Any]:

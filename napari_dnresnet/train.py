@@ -71,10 +71,11 @@ class TrainWidget(Container):
                 *(self.bar, self.status, self.use),
             ],
         )
-        self.curve, self.crops = Curve(), Crops()
-        for picture in (self.curve, self.crops):
+        self.curve, self.losses, self.crops = Curve("dB; dashed: the start"), Curve("loss"), Crops()
+        for picture in (self.curve, self.losses, self.crops):
             self.native.layout().addWidget(picture)
-        self._alive, self._paused, self._finished = True, False, ""
+        self._alive, self._paused, self._finished, self._name, self._told_error = True, False, "", "", ""
+        self._trained = set[str]()
         for label in (self.words, self.status):
             label.native.setWordWrap(True)
         self._connect()
@@ -133,22 +134,37 @@ class TrainWidget(Container):
             raise ValueError(f"there is no {missing[0]} layer; an image layer is expected. Open one, and choose it above.")
         if self.way.value == PAIR and layers["noisy"] == layers["clean"]:
             raise ValueError(f"{layers['noisy'].name} is chosen twice; a noisy layer and its clean one are expected. Change one.")
-        return {name: _planes(layers[name]) for name in wanted}
+        material = {name: _planes(layers[name]) for name in wanted}
+        if self.way.value == REPEATS and self.axis.value >= layers["noisy"].ndim - 2:
+            raise ValueError(
+                f"the axis of repeats is {self.axis.value}; one before rows and columns, 0..{layers['noisy'].ndim - 3}, is expected. Change it."
+            )
+        return material
 
-    def arguments(self) -> list[str]:
+    def arguments(self, material: dict[str, _Planes]) -> list[str]:
         """The options of ``dn-resnet finetune`` but for the images."""
         arguments = ["--name", self.model_name.value.strip(), "--start", self.start_from.value, "--minutes", f"{self.minutes.value:g}"]
         device = preferences().device
         arguments += ["--device", device] if device != "auto" else []
         if self.way.value == REPEATS:
-            arguments += ["--axis", str(self.axis.value)]
+            colours_first = material["repeats"].channels_last
+            arguments += ["--axis", str(self.axis.value + colours_first)]
         if self.way.value == CLEAN:
             arguments += ["--noise-kind", self.kind.value]
-            arguments += ["--sigma", f"{self.sigma.value:g}"] if self.sigma.visible else []
-            arguments += ["--peak", f"{self.peak.value:g}"] if self.peak.visible else []
+            arguments += ["--sigma", f"{self.sigma.value:g}"] if self.kind.value != "poisson" else []
+            arguments += ["--peak", f"{self.peak.value:g}"] if self.kind.value != "gaussian" else []
         return arguments
 
     # Running
+
+    def _check_free(self, name: str) -> None:
+        """Refuse a name whose model would be lost: only one that was trained here under it is replaced."""
+        from dn_core.models import registry
+
+        there = next((entry for entry in registry.entries() if entry.name == name), None)
+        trained_here = name in self._trained or (trainings_folder() / f"{name}-training").exists()
+        if there is not None and not (there.kind == "own" and trained_here):
+            raise ValueError(f"there is a model {name} already ({there.kind}); a new name is expected. Choose another.")
 
     @property
     def busy(self) -> bool:
@@ -163,12 +179,15 @@ class TrainWidget(Container):
 
         try:
             name = check_name(self.model_name.value.strip())
-            material, arguments = self.material(), self.arguments()
+            self._check_free(name)
+            material = self.material()
+            arguments = self.arguments(material)
         except ValueError as error:
             self.tell(sentence(error))
             return
-        folder = trainings_folder()
-        self.curve.clear()
+        folder, self._name = trainings_folder(), name
+        for curve in (self.curve, self.losses):
+            curve.clear()
         self._finished, self._paused, self._told_error = "", False, ""
         self.tell("Handing the images over ...")
 
@@ -202,6 +221,8 @@ class TrainWidget(Container):
                 gain = event["best"] - event["start_psnr"]
                 left = time_left(event["seconds_left"] if event["seconds_left"] is not None else float("nan"))
                 self.tell(f"Best {event['best']:.2f} dB, {gain:+.2f} dB over the start. {left}")
+        if what in ("step", "epoch") and event["loss"] is not None and event["step"]:
+            self.losses.add(event["step"], event["loss"])
         if what == "epoch" and event["psnr"] is not None:
             self.curve.add(event["step"], event["psnr"], event["start_psnr"])
         if what == "preview":
@@ -220,14 +241,15 @@ class TrainWidget(Container):
         """Put the finished model into the list of models."""
         from dn_core.models import registry
 
-        name = self.model_name.value.strip()
+        name = self._name
         try:
-            if any(entry.name == name and entry.kind == "own" for entry in registry.entries()):
-                registry.remove(name)
-            self._finished = registry.add(event["path"], name).name
+            self._finished = registry.add(event["path"], replace=True).name
         except (ValueError, OSError) as error:
-            self.tell(f"The model is at {event['path']}, but not in the list: {sentence(error)}")
+            self._told_error = f"The model is at {event['path']}, but not in the list: {sentence(error)}"
             return
+        if not event["stopped"]:  # nothing to go on with: the name is free for another training
+            _forget(trainings_folder(), name)
+        self._trained.add(name)
         model_list.changed.emit()
         if event["kept_start"]:
             self.tell("Nothing did better than the model at the start, which was kept. Give it more minutes, or more images.")
@@ -238,7 +260,9 @@ class TrainWidget(Container):
     def _ended(self, code: int, words: str) -> None:
         if not self._alive:
             return
-        if self._told_error:
+        if "belongs to another training" in self._told_error:
+            self.tell(f"There is an unfinished training {self._name} on other images or with other settings. Choose another name.")
+        elif self._told_error:
             self.tell(sentence(ValueError(self._told_error)))
         elif not self._finished:
             self.tell(f"The training ended by itself (code {code}). What it had saved stays; press Train to go on. {words}")
@@ -272,7 +296,7 @@ class TrainWidget(Container):
         if not self._alive:
             return
         running = self.child is not None and self.child.running
-        self.begin.enabled = not self.busy
+        self.begin.enabled = self.model_name.enabled = not self.busy
         self.pause.enabled = self.stop.enabled = running
         self.pause.text = "Go on" if self._paused and running else "Pause"
         self.bar.visible = self.busy
@@ -294,20 +318,21 @@ def _planes(layer: Image) -> Any:
     """A layer's array with rows and columns last, and without alpha."""
     data = highest_level(layer)
     letters = default_axes(tuple(map(str, layer.axis_labels)), tuple(data.shape), layer.rgb)
-    return _Planes(readable(data), letters.endswith("S"))
+    return _Planes(readable(data), letters[-1])
 
 
 class _Planes:
-    """An array that is handed over plane by plane; colours come first."""
+    """An array that is handed over plane by plane; channels that are last (C) or colours (S, without alpha) come first."""
 
-    def __init__(self, data: Any, colours: bool) -> None:
-        self.data, self.colours = data, colours
-        self.shape = (min(data.shape[-1], 3), *data.shape[:-1]) if colours else tuple(data.shape)
+    def __init__(self, data: Any, last: str) -> None:
+        self.data, self.channels_last = data, last in "CS"
+        count = min(data.shape[-1], 3) if last == "S" else data.shape[-1]
+        self.shape = (count, *data.shape[:-1]) if self.channels_last else tuple(data.shape)
         self.dtype = np.dtype(data.dtype).newbyteorder("=")
 
     def plane(self, index: tuple[int, ...]) -> Any:
         """The plane at `index` of all axes but the last two."""
-        return np.asarray(self.data[(*index[1:], slice(None), slice(None), index[0])] if self.colours else self.data[index])
+        return np.asarray(self.data[(*index[1:], slice(None), slice(None), index[0])] if self.channels_last else self.data[index])
 
 
 def _hand_over(material: dict[str, _Planes], folder: Path) -> Iterator[dict[str, Path]]:
@@ -327,6 +352,13 @@ def _hand_over(material: dict[str, _Planes], folder: Path) -> Iterator[dict[str,
         del array
         temporary.replace(files[option])
     yield files
+
+
+def _forget(folder: Path, name: str) -> None:
+    """Remove what a finished training needed; its model is in the models folder."""
+    for part in (f"{name}-training", f"{name}-images"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    (folder / f"{name}.safetensors").unlink(missing_ok=True)
 
 
 def _plane(array: Any) -> Any:

@@ -1,10 +1,13 @@
 """The dock widget "Denoise layer", in a real window, as a user drives it."""
 
+import copy
+import gc
 import shlex
 import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from typing import Any
 
 import dask.array as da
@@ -172,6 +175,141 @@ def test_the_amount_is_a_blend_of_what_is_kept(viewer, open_widget, wait):
     assert np.array_equal(widget.result.whole, dn_core.denoise(image))
 
 
+def test_the_last_amount_of_many_is_the_one(viewer, open_widget, wait, qtbot):
+    image = picture((6, 500, 500), "float32")
+    viewer.add_image(image, name="image")
+    widget = open_widget(NAME)
+    result = run(widget, wait)
+    for _ in range(5):
+        for amount in (0.9, 0.2, 0.6, 0.3):
+            widget.amount.value = amount
+            qtbot.wait(4)
+        wait(lambda: not widget.result.busy)
+        assert np.array_equal(result.data, dn_core.blend(image, widget.result.whole, 0.3))
+
+
+def test_each_layer_has_its_own_result(viewer, open_widget, wait):
+    images = {name: picture((40, 50)) + np.uint16(number) for number, name in enumerate("ab")}
+    layers = {name: viewer.add_image(image, name=name) for name, image in images.items()}
+    widget = open_widget(NAME)
+    for name in "ab":
+        widget.layer.value = layers[name]
+        run(widget, wait)
+    widget.layer.value = layers["a"]
+    widget.amount.value = 0.5
+    wait(lambda: not widget.result.busy)
+    assert np.array_equal(viewer.layers["a denoised"].data, dn_core.denoise(images["a"], amount=0.5))
+    assert np.array_equal(viewer.layers["b denoised"].data, dn_core.denoise(images["b"]))
+    assert "viewer.layers['a'].data, " not in widget.code("python") and "layers['a']" in widget.code("python")
+    widget.layer.value = layers["b"]
+    assert widget.amount.value == 1
+
+
+def test_a_copy_of_a_result_on_disk_keeps_its_pixels(viewer, open_widget, wait, monkeypatch):
+    monkeypatch.setattr(results, "LARGE_BYTES", 0)
+    image = picture((2, 40, 50))
+    viewer.add_image(image, name="image")
+    widget = open_widget(NAME)
+    result = run(widget, wait)
+    data, settings, kind = result.as_layer_data_tuple()
+    copied = copy.deepcopy(data)
+    viewer.layers.remove(result)
+    del result, data
+    gc.collect()
+    assert np.array_equal(copied[...], dn_core.denoise(image))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "uint32", "int64"])
+def test_the_residual_of_large_values_is_exact(viewer, open_widget, wait, dtype):
+    image = (picture((40, 50), "float64") * 20 + 2e9).astype(dtype)
+    viewer.add_image(image, name="image", contrast_limits=(2e9, 2e9 + 1000))
+    widget = open_widget(NAME)
+    result = run(widget, wait)
+    widget.residual.clicked.emit(True)
+    expected = image.astype("f8") - np.asarray(result.data).astype("f8")
+    assert expected.std() > 1
+    assert np.allclose(viewer.layers["image residual"].data, expected)
+
+
+def test_the_preview_follows_its_layer(viewer, open_widget, wait):
+    layer, other = (viewer.add_image(picture((64, 64)), name=name) for name in ("a", "b"))
+    widget = open_widget(NAME)
+    widget.layer.value = layer
+    widget.preview_on.value = True
+    wait(lambda: widget.preview.layer is not None and not widget.preview.busy)
+    layer.data = layer.data + np.uint16(50)
+    layer.scale = (2, 3)
+    layer.contrast_limits = (10, 99)
+    wait(lambda: not widget.preview.busy)
+    shown = widget.preview.layer
+    assert np.array_equal(shown.data, dn_core.denoise(layer.data))
+    assert np.allclose(shown.data_to_world((1, 1)), (2, 3))
+    assert tuple(shown.contrast_limits) == (10, 99)
+    widget.layer.value = other
+    wait(lambda: widget.preview.layer is not None and not widget.preview.busy)
+    assert widget.preview.layer.name == "b preview"
+
+
+def test_the_preview_computes_the_plane_on_screen_alone(viewer, open_widget, wait):
+    computed = []
+
+    def plane(block):
+        if block.size:
+            computed.append(1)
+        return block
+
+    data = da.from_array(picture((30, 64, 64)), chunks=(1, 64, 64)).map_blocks(plane, dtype="uint16", meta=np.empty((0, 0, 0), "uint16"))
+    viewer.add_image(data, name="image", contrast_limits=(0, 255))
+    computed.clear()
+    widget = open_widget(NAME)
+    widget.preview_on.value = True
+    wait(lambda: widget.preview.layer is not None and not widget.preview.busy)
+    assert len(computed) < 5
+
+
+def test_four_channels_are_no_colours_in_the_code_either(viewer, open_widget, wait):
+    image = np.stack([picture((60, 70))] * 4, axis=-1)
+    viewer.add_image(image, name="image", rgb=False, axis_labels=("y", "x", "c"))
+    widget = open_widget(NAME)
+    result = run(widget, wait)
+    names: dict[str, Any] = {"viewer": viewer}
+    exec(widget.code("python"), names)
+    assert np.array_equal(names["clean"], result.data)
+    assert widget.code("command").startswith("#")
+
+
+def test_the_command_says_when_the_layer_is_no_file(viewer, open_widget, tmp_path):
+    np.save(tmp_path / "image.npy", picture((40, 50)))
+    viewer.open(str(tmp_path / "image.npy"), plugin="napari")
+    assert open_widget(NAME).code("command").startswith("# save the layer as ")
+
+
+def test_what_a_run_held_is_let_go(viewer, open_widget, wait):
+    """napari keeps workers until the window closes."""
+    widget = open_widget(NAME)
+    gone = []
+    for _ in range(3):
+        data = picture((20, 64, 64)).view(type("Array", (np.ndarray,), {}))
+        gone.append(weakref.ref(data))
+        viewer.add_image(data, name="image")
+        del data
+        run(widget, wait)
+        viewer.layers.clear()
+    gc.collect()
+    assert sum(reference() is not None for reference in gone) <= 1
+
+
+def test_a_missing_folder_for_large_results_is_explained(viewer, open_widget, monkeypatch):
+    from napari.settings import get_plugin_settings
+
+    monkeypatch.setattr(results, "LARGE_BYTES", 0)
+    get_plugin_settings("napari-dnresnet").general.folder = "/nope"
+    viewer.add_image(picture((40, 50)), name="image")
+    widget = open_widget(NAME)
+    widget.start()
+    assert widget.status.value == "The folder for large results is not there; make it, or name another in the plugin's preferences: /nope"
+
+
 def test_the_amount_of_a_result_on_disk_is_applied_when_it_is_looked_at(viewer, open_widget, wait, monkeypatch):
     monkeypatch.setattr(results, "LARGE_BYTES", 0)
     image = picture((3, 60, 70))
@@ -232,6 +370,7 @@ def test_cancelling_a_result_on_disk_takes_its_layer_and_files_away(viewer, open
     widget.stop.clicked.emit(True)
     wait(lambda: widget.job is None)
     assert [layer.name for layer in viewer.layers] == ["slow"]
+    wait(lambda: (gc.collect(), not list(own_settings.glob("dnresnet-*")))[1])
 
 
 def test_the_input_may_go_while_it_is_denoised(viewer, open_widget, wait):
@@ -273,6 +412,7 @@ def test_closing_the_viewer_mid_run_is_quiet(viewer, open_widget, wait, slow, wh
     widget = open_widget(NAME)
     if when == "preview":
         widget.preview_on.value = True
+        wait(lambda: widget.preview._job is not None)
         return
     widget.run.clicked.emit(True)
     wait(lambda: widget.bar.value > 1)
@@ -404,6 +544,19 @@ def test_a_hundred_runs_leave_no_threads(viewer, open_widget, wait):
     for _ in range(100):
         viewer.layers.remove(run(widget, wait))
     assert threading.active_count() <= threads + 1
+
+
+@pytest.mark.slow
+def test_thirty_viewers_leave_no_threads(own_settings, make_napari_viewer, qtbot):
+    threads = None
+    for _ in range(30):
+        viewer = make_napari_viewer()
+        viewer.add_image(picture((32, 32)), name="image")
+        viewer.window.add_plugin_dock_widget("napari-dnresnet", NAME)
+        viewer.close()
+        qtbot.wait(20)
+        threads = threads or threading.active_count()
+    assert threading.active_count() <= threads + 2
 
 
 @pytest.mark.slow

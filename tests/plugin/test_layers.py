@@ -3,8 +3,9 @@
 import dask.array as da
 import numpy as np
 import pytest
+from napari.layers import Image
 
-from napari_dnresnet.layers import Axes, LazyArray, default_axes, readable
+from napari_dnresnet.layers import Axes, LazyArray, default_axes, readable, time_axes
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,13 @@ from napari_dnresnet.layers import Axes, LazyArray, default_axes, readable
 )
 def test_axes_come_from_labels_or_from_the_right(labels, shape, rgb, letters):
     assert default_axes(labels, shape, rgb) == letters
+
+
+def test_a_unit_of_time_says_which_axis_is_time():
+    assert default_axes(("-3", "-2", "-1"), (3, 4, 5), False, times=(0,)) == "TYX"
+    assert default_axes(("-4", "-3", "-2", "-1"), (2, 3, 4, 5), False, times=(1,)) == "QTYX"
+    layer = Image(np.zeros((3, 4, 5)), units=("s", "um", "um"))
+    assert time_axes(layer) == (0,)
 
 
 @pytest.mark.parametrize(

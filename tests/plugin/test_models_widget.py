@@ -122,6 +122,12 @@ def test_an_own_file_is_added_and_refused_when_it_is_none(open_widget, tmp_path,
     assert ("lab-half", "own") in rows(widget)
     assert widget.chosen.name == "lab-half"
     assert "Added lab-half" in widget.status.value
+    widget.delete.clicked.emit(True)
+    assert "Press again" in widget.status.value
+    assert widget.delete.text == "Really delete?"
+    widget.choose("dn-fast")
+    widget.choose("lab-half")
+    assert widget.delete.text == "Delete"
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"no model")
     widget.add_file(str(bad))

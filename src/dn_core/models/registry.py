@@ -117,7 +117,7 @@ def verify(entry: Entry) -> None:
         raise CheckpointError(f"{entry.file} has sha256 {found}, {entry.sha256} is expected. {advice}")
 
 
-def add(path: str | Path, name: str | None = None) -> Entry:
+def add(path: str | Path, name: str | None = None, *, replace: bool = False) -> Entry:
     """Copy a model file into the models folder, so that it is listed and found by name.
 
     Parameters
@@ -126,6 +126,8 @@ def add(path: str | Path, name: str | None = None) -> Entry:
         A model file. It is read and checked whole first.
     name
         What to call it; by default what its card says. With another name the card of the copy says so too.
+    replace
+        Whether it may take the place of an own model of that name.
 
     Returns
     -------
@@ -157,7 +159,7 @@ def add(path: str | Path, name: str | None = None) -> Entry:
     )
     if there := present(entry):
         return there
-    with placed(entry) as temporary:
+    with placed(entry, replace=replace) as temporary:
         temporary.write_bytes(content)
     return entry
 
@@ -194,8 +196,10 @@ def present(entry: Entry) -> Entry | None:
 
 
 @contextlib.contextmanager
-def placed(entry: Entry) -> Iterator[Path]:
+def placed(entry: Entry, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary path for the file of a new model in the models folder; on success check it, name it and list it.
+
+    With `replace` an own model takes the place of another own one of its name.
 
     Raises
     ------
@@ -211,13 +215,13 @@ def placed(entry: Entry) -> Iterator[Path]:
     folder = writable_models_folder()
     if not entry.path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{entry.name} would be stored at {entry.path}; a place in {folder} is expected. Rename it.")
-    _check_free(entry, _read(folder))
+    _check_free(entry, _read(folder), replace)
     listed = False
     try:
         with replaced_file(entry.path, check=lambda path: _check_file(path, entry)) as temporary:
             yield temporary
         with _changing() as (index, write):
-            _check_free(entry, index)
+            _check_free(entry, index, replace)
             old = [other for other in index.entries if other.name == entry.name]
             write([record for record in index.records if record["name"] != entry.name] + [_record(entry)])
             listed = True
@@ -247,10 +251,12 @@ def _record(entry: Entry) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(entry).items() if key != "home"}
 
 
-def _check_free(entry: Entry, index: Index) -> None:
-    """Refuse a model whose name belongs to another one."""
+def _check_free(entry: Entry, index: Index, replace: bool) -> None:
+    """Refuse a model whose name belongs to another one; `replace` lets an own one take the place of an own one."""
     for other in (*_bundled().entries, *index.entries):
         if other.name != entry.name or other.sha256 == entry.sha256:
+            continue
+        if replace and other.kind == entry.kind == "own":
             continue
         if other.kind == "bundled":
             raise ValueError(
