@@ -29,6 +29,7 @@ from dn_core.noise import Noise, Noisy, noise_from_dict
 from dn_core.training.bank import Bank
 from dn_core.training.optimizers import build_optimizers
 from dn_core.training.recipes import Phase, Recipe
+from dn_core.training.workers import Workers
 
 __all__ = ["TrainProgress", "bfloat16_helps", "differences", "fit"]
 
@@ -40,6 +41,7 @@ REPORT_STEPS = 20
 WEIGHT_FLOOR = 8 / 255
 SCORE_SIGMA = 25 / 255
 SCORE_IMAGES, SCORE_SIZE = 16, 256
+ALONE = Workers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def fit(
     allow: tuple[str, ...] = (),
     first: DnResNet | None = None,
     enough: float | None = None,
+    workers: Workers = ALONE,
 ) -> Generator[TrainProgress]:
     """Train `recipe` on `bank`; the model appears as ``out/<recipe.name>.safetensors``.
 
@@ -96,11 +99,15 @@ def fit(
         The network to start with, of the recipe's settings, instead of random weights or the recipe's `start`.
     enough
         End before the last step, after an epoch whose mean loss is at most this.
+    workers
+        The processes that train together, each with the same arguments but for `out`, a folder of its own. Each cuts its share of every
+        batch; all have the same weights after each step, save at the end of each epoch and end at the same step.
 
     Raises
     ------
     ValueError
-        When images are smaller than the recipe's patches, or `out` holds the state of another recipe, other data or another precision.
+        When images are smaller than the recipe's patches, a batch cannot be shared by the workers, or `out` holds the state of another
+        recipe, other data or another precision.
     BlockingIOError
         When another training is running in `out`.
     FloatingPointError
@@ -115,13 +122,15 @@ def fit(
         raise ValueError(
             f"the smallest image has a side of {smallest} pixels; at least the patch, {largest}, is expected. Use larger images."
         )
+    for phase in recipe.phases:
+        workers.share(phase.batch)
     if recipe.network.planes_in != 1:
         raise ValueError(f"the network takes {recipe.network.planes_in} planes; training takes single planes. Set planes_in to 1.")
     if precision == "auto":
-        precision = "bfloat16" if bfloat16_helps(device) else "float32"
+        precision = "bfloat16" if workers.all_true(bfloat16_helps(device), torch.device(device)) else "float32"
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(recipe, bank, device, precision, stage, rank, first)
+    run = _Run(recipe, bank, device, precision, stage, rank, first, workers)
     with _alone_in(folder):
         run.resume(folder / STATE_FILE, allow)
         try:
@@ -154,9 +163,17 @@ class _Run:
     """The moving parts of one training: network, average, optimizers, step."""
 
     def __init__(
-        self, recipe: Recipe, bank: Bank, device: str, precision: str, stage: int, rank: int, first: DnResNet | None = None
+        self,
+        recipe: Recipe,
+        bank: Bank,
+        device: str,
+        precision: str,
+        stage: int,
+        rank: int,
+        first: DnResNet | None,
+        workers: Workers,
     ) -> None:
-        self.recipe, self.bank, self.precision = recipe, bank, precision
+        self.recipe, self.bank, self.precision, self.workers = recipe, bank, precision, workers
         self.device = torch.device(device)
         self.stage, self.rank, self.step, self.loss, self.megapixels = stage, rank, 0, math.nan, 0.0
         self.epoch_loss, self.epoch_sum, self.rate = math.nan, 0.0, 1.0
@@ -165,6 +182,7 @@ class _Run:
             self.network.load_state_dict(_start_weights(recipe) if first is None else first.state_dict())
         self.start = _fingerprint(self.network) if first is not None or recipe.start else ""
         self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.compute = workers.wrap(self.network)
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.optimizers = build_optimizers(self.network, recipe.optimizer, recipe.lr)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
@@ -181,9 +199,9 @@ class _Run:
         phase = self.recipe.phase_at(self.step)
         clean, noisy, means = self._batch(phase)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            denoised = self.network(self._with_map(noisy), means)
+            denoised = self.compute(self._with_map(noisy), means)
         loss = _loss(self.recipe, denoised, clean, noisy.std)
-        value = float(loss.detach())
+        value = self.workers.mean(float(loss.detach()), self.device)
         self._check_finite("loss", value)
         factor = self.rate * _rate_factor(self.recipe, self.step)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
@@ -197,12 +215,13 @@ class _Run:
             optimizer.step()
         self._average_weights()
         self.step += 1
-        self.megapixels += clean.numel() / 1e6
+        self.megapixels += clean.numel() * self.workers.size / 1e6
         self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
         self.epoch_sum += value
         if self.step % self.recipe.epoch == 0 or self.step == self.recipe.steps:
-            self.epoch_loss = self.epoch_sum / ((self.step - 1) % self.recipe.epoch + 1)
-            self.epoch_sum = 0.0
+            mean = self.epoch_sum / ((self.step - 1) % self.recipe.epoch + 1)
+            self.epoch_loss, self.epoch_sum = self.workers.of_first(mean, self.device), 0.0
+            self.workers.check_equal(self.network.state_dict().values(), self.device)
         self.whole = True
         return value
 
@@ -217,8 +236,8 @@ class _Run:
         return torch.stack([gradient.square().sum() for gradient in gradients]).sum()
 
     def _batch(self, phase: Phase) -> tuple[Tensor, Noisy, Tensor]:
-        rng = np.random.default_rng((self.recipe.seed, self.stage, self.rank, self.step))
-        patches, means = self.bank.patches(phase.batch, phase.patch, rng)
+        rng = np.random.default_rng((self.recipe.seed, self.stage, self.rank + self.workers.rank, self.step))
+        patches, means = self.bank.patches(self.workers.share(phase.batch), phase.patch, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         clean = torch.from_numpy(patches).to(self.device)
         return clean, self.noise(clean, generator), torch.from_numpy(means).to(self.device)
@@ -255,13 +274,20 @@ class _Run:
         """The averaged weights with a card."""
         recipe = self.recipe
         score = self.score()
+        together = {"workers": self.workers.size} if self.workers.size > 1 else {}
         card = Card(
             name=recipe.name,
             description=recipe.description,
             noise=recipe.noise_text,
             recipe=recipe.as_dict(),
             data={"images": len(self.bank.images), "held_out": len(self.bank.held_out), "sha256": self.data},
-            training={"steps": self.step, "megapixels": round(self.megapixels, 1), "precision": self.precision, "torch": torch.__version__},
+            training={
+                "steps": self.step,
+                "megapixels": round(self.megapixels, 1),
+                "precision": self.precision,
+                "torch": torch.__version__,
+                **together,
+            },
             scores={} if score is None else {"held_out_sigma25_psnr": round(score, 3)},
         )
         weights = {name: value.to("cpu", torch.float32).contiguous().numpy() for name, value in self.average.items()}
@@ -286,7 +312,7 @@ class _Run:
             raise ValueError(
                 f"{path} is not the state of a training; one written by dn-resnet train is expected. Choose another output folder."
             )
-        state = json.loads(metadata[STATE_KEY])
+        state = {"workers": 1, **json.loads(metadata[STATE_KEY])}
         if different := differences(self._identity(), state, allow):
             raise ValueError(
                 f"{path} belongs to another training ({'; '.join(different)}); the same is expected. Choose another output folder, or "
@@ -321,7 +347,7 @@ class _Run:
         recipe = json.loads(json.dumps(self.recipe.as_dict()))
         return {
             **{"recipe": recipe, "data": self.data, "precision": self.precision},
-            **{"stage": self.stage, "rank": self.rank, "start": self.start},
+            **{"stage": self.stage, "rank": self.rank, "start": self.start, "workers": self.workers.size},
         }
 
 
@@ -337,7 +363,8 @@ def _steps(run: _Run, state_path: Path, save_seconds: float, enough: float | Non
             run.go_back(state_path, error, allow)
             continue
         end_of_epoch = run.step % run.recipe.epoch == 0 or run.step == total
-        if end_of_epoch or time.monotonic() - saved > save_seconds:
+        # Workers must all go back to the same step, if they have to.
+        if end_of_epoch or (run.workers.size == 1 and time.monotonic() - saved > save_seconds):
             run.save(state_path)
             saved = time.monotonic()
         if end_of_epoch or run.step % REPORT_STEPS == 0:
