@@ -1,0 +1,140 @@
+"""What each worker does: dn_core's stages, with a checkpoint for Ray at the end of each epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+import ray.train
+import ray.train.torch
+from dn_cluster.job import Job, describe
+from dn_core.memory import keep_freed_memory
+from dn_core.training.bank import Bank, load_bank
+from dn_core.training.cascade import train_stages
+from dn_core.training.fit import TrainProgress
+from dn_core.training.workers import Workers
+
+__all__ = ["Outcome", "train_worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a worker ended: with the finished model's name in the run's folder, or with what it refused to do, in a sentence."""
+
+    model: str = ""
+    refused: str = ""
+
+
+def train_worker(settings: dict[str, Any]) -> Outcome:
+    """Train from the last checkpoint to the end. An error that would come again on another try is not raised, or Ray would try again."""
+    job: Job = settings["job"]
+    keep_freed_memory()
+    workers = Workers.of_process_group()
+    with _own_folder() as folder:
+        if checkpoint := ray.train.get_checkpoint():
+            checkpoint.to_directory(folder)
+            if workers.rank == 0:
+                print("resuming from", Path(checkpoint.path).name, flush=True)
+        bank, trouble = _load(job)
+        if trouble := _trouble_of_any(bank, trouble, workers):
+            return Outcome(refused=trouble)
+        try:
+            _train(job, bank, folder, workers)
+        except (ValueError, FloatingPointError) as error:  # the same in all workers
+            return Outcome(refused=str(error))
+    return Outcome(model=job.model)
+
+
+def _train(job: Job, bank: Bank | None, folder: Path, workers: Workers) -> None:
+    assert bank is not None
+    options = {"start": job.start, "device": str(ray.train.torch.get_device()), "precision": job.precision, "allow": job.allow}
+    published: set[str] = set()
+    with contextlib.closing(train_stages(job.recipe, bank, folder, workers=workers, **options)) as steps:
+        for step in steps:
+            finished = _stage_model(folder, job, step).exists()
+            if not (finished or step.done % job.recipe.epoch == 0 or step.done == step.total):
+                continue
+            if workers.rank == 0:
+                if not finished:
+                    print(describe(step), flush=True)
+                _publish(folder, job, published)
+            _report(folder, step, workers)
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A worker's own folder: only what Ray takes from the first one's to the storage counts. One that a killed worker left is removed."""
+    for old in Path(tempfile.gettempdir()).glob("dn-resnet-worker-*-*"):
+        process = int(old.name.split("-")[3])
+        if not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"dn-resnet-worker-{os.getpid()}-") as folder:
+        yield Path(folder)
+
+
+def _load(job: Job) -> tuple[Bank | None, str]:
+    try:
+        return load_bank(job.data, smallest=max(phase.patch for phase in job.recipe.phases), skip_bad=job.skip_bad), ""
+    except (ValueError, OSError) as error:
+        return None, str(error)
+
+
+def _trouble_of_any(bank: Bank | None, trouble: str, workers: Workers) -> str:
+    """What keeps any of the workers from beginning; all learn of it, so that none waits for one that has given up."""
+    mine = (socket.gethostname(), "" if bank is None else bank.fingerprint(), trouble)
+    found = [mine] * workers.size
+    if workers.size > 1:
+        distributed.all_gather_object(found, mine)
+    for rank, (host, _, text) in enumerate(found):
+        if text:
+            return f"worker {rank} on {host}: {text}"
+    if len({data for _, data, _ in found}) > 1:
+        hosts = ", ".join(sorted({host for host, _, _ in found}))
+        return f"the workers on {hosts} read different images; the same are expected. Give all nodes the same data folder."
+    if bank is not None and workers.rank == 0:
+        print(f"{len(bank.images)} images, {len(bank.held_out)} held out, {len(bank.skipped)} files skipped", flush=True)
+        for item in bank.skipped:
+            print(f"skipped {item.path}: {item.reason}", file=sys.stderr, flush=True)
+    return ""
+
+
+def _stage_model(folder: Path, job: Job, step: TrainProgress) -> Path:
+    """The file in which a stage's model appears."""
+    return folder / job.model if step.stages == 1 else folder / f"stage-{step.stage}" / job.model
+
+
+def _publish(folder: Path, job: Job, published: set[str]) -> None:
+    """Put models of finished stages, and the last one, into the run's folder."""
+    for path in sorted(folder.rglob(job.model)):
+        name = job.model if path.parent == folder else f"{path.parent.name}.safetensors"
+        if name not in published:
+            job.folder.write(name, path.read_bytes())
+            published.add(name)
+
+
+def _report(folder: Path, step: TrainProgress, workers: Workers) -> None:
+    """Tell Ray how far it is; the first worker gives its files along."""
+    metrics = {
+        **{"stage": step.stage, "stages": step.stages, "epoch": step.epoch, "step": step.done, "loss": step.epoch_loss, "lr": step.lr},
+        **{"psnr": step.psnr, "megapixels": step.megapixels, "megapixels_per_second": step.megapixels_per_second},
+        **{"seconds_left": step.seconds_left},
+    }
+    if workers.rank != 0:
+        ray.train.report(metrics)
+        return
+    for number in range(step.stage):  # of finished stages only the models are needed
+        (folder / f"stage-{number}" / "state.safetensors").unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="dn-resnet-checkpoint-") as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock", ".part-*"))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(copy))

@@ -1,0 +1,136 @@
+"""Checks before a run is started: enough nodes, the same versions, data and storage within reach. Each ends in a sentence, not in a hang."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from dn_cluster.job import Job
+from dn_cluster.storage import Storage
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+__all__ = ["check_nodes", "places", "wait_for_places"]
+
+PACKAGES = ("ray", "torch", "numpy", "safetensors")
+ANSWER_SECONDS = 90
+"""A node's first task comes with the code, which takes a while where disks are slow."""
+
+
+def places(job: Job, nodes: list[Mapping[str, Any]]) -> dict[str, int]:
+    """How many workers each node can hold, by its id."""
+    found = {}
+    for node in nodes:
+        has = node["Resources"]
+        counts = [int(has.get("CPU", 0) // job.cpus)] if job.cpus else []
+        counts += [int(has.get("GPU", 0) / job.gpus + 1e-9)] if job.gpus else []
+        suits = job.accelerator is None or f"accelerator_type:{job.accelerator}" in has
+        if node["Alive"] and suits and counts and min(counts) > 0:
+            found[node["NodeID"]] = min(counts)
+    return found
+
+
+def wait_for_places(job: Job, seconds: float) -> dict[str, int]:
+    """Wait until the cluster can hold all workers; an autoscaler is told what is wanted.
+
+    Raises
+    ------
+    ValueError
+        When it still cannot after so many seconds.
+    """
+    end = time.monotonic() + seconds
+    asked = False
+    while True:
+        found = places(job, ray.nodes())
+        if sum(found.values()) >= job.workers:
+            return found
+        if time.monotonic() > end:
+            break
+        if not asked:
+            _ask_autoscaler(job)
+            asked = True
+        time.sleep(0.5)
+    total = ray.cluster_resources()
+    kind = f" on {job.accelerator}" if job.accelerator else ""
+    raise ValueError(
+        f"{job.workers} workers of {job.cpus:g} CPUs and {job.gpus:g} GPUs{kind} are asked for; the cluster has {len(ray.nodes())} nodes with "
+        f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs, room for {sum(found.values())}. Ask for fewer or smaller workers, "
+        "add nodes, or --wait for them."
+    )
+
+
+def check_nodes(job: Job, nodes: Mapping[str, int]) -> None:
+    """Look at every node that may get a worker: its versions, the data folder, the storage.
+
+    Raises
+    ------
+    ValueError
+        When a node differs, lacks something, or does not answer.
+    """
+    marker = f".preflight-{secrets.token_hex(4)}"
+    job.folder.write(marker, b"here")
+    try:
+        tasks = {
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(job.data, job.folder, marker): node
+            for node in nodes
+        }
+        ready, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_SECONDS)
+        if late:
+            names = ", ".join(_address(tasks[task]) for task in late)
+            raise ValueError(f"{names} did not answer within {ANSWER_SECONDS} s; every node is expected to. See `ray status`.")
+        here = _versions()
+        for task in ready:
+            _judge(_address(tasks[task]), ray.get(task), here, job)
+    finally:
+        job.folder.remove(marker)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def look(data: str, folder: Storage, marker: str) -> dict[str, Any]:
+    """What a node sees, as plain data."""
+    try:
+        storage = "" if folder.read(marker) == b"here" else "it does not see the file that the driver has just written there"
+    except Exception as error:  # whatever keeps it from the storage is told to the user
+        storage = f"{type(error).__name__}: {error}"
+    return {"versions": _versions(), "data": Path(data).exists(), "storage": storage}
+
+
+def _judge(name: str, seen: Mapping[str, Any], here: Mapping[str, str], job: Job) -> None:
+    different = [f"{what} {seen['versions'].get(what)} there, {version} here" for what, version in here.items()]
+    if different := [text for text, what in zip(different, here, strict=True) if seen["versions"].get(what) != here[what]]:
+        raise ValueError(f"node {name} has other versions ({'; '.join(different)}); the same are expected. Give all nodes the same image.")
+    if not seen["data"]:
+        raise ValueError(f"node {name} has no {job.data}; the folder of images is expected on every node. Mount it there, or change --data.")
+    if seen["storage"]:
+        raise ValueError(
+            f"node {name} cannot use the storage {job.folder.address} ({seen['storage']}); a place that all nodes share is expected. "
+            "Mount it there, or change --storage."
+        )
+
+
+def _versions() -> dict[str, str]:
+    import dn_core
+
+    found = {"Python": platform.python_version().rpartition(".")[0], "dn_core": dn_core.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def _ask_autoscaler(job: Job) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    bundle = {name: amount for name, amount in (("CPU", job.cpus), ("GPU", job.gpus)) if amount}
+    request_resources(bundles=[bundle] * job.workers)
+
+
+def _address(node_id: str) -> str:
+    return next((str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == node_id), node_id)
