@@ -1,0 +1,124 @@
+"""A real Ray cluster on this machine, a head and worker nodes, that nothing outside it can reach: each test run has its own network."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RAY = str(Path(sys.executable).with_name("ray"))
+HEAD = "127.0.0.2"  # Ray replaces 127.0.0.1 by the address that is seen from outside
+PORT = 6379
+
+
+class Network:
+    """A network of its own, with a loopback device only; where that may not be made, the machine's."""
+
+    def __init__(self) -> None:
+        self.holder: subprocess.Popen[str] | None = None
+        self.prefix: list[str] = []
+        for options, enter in ((["--net"], []), (["--user", "--map-root-user", "--net"], ["--user", "--preserve-credentials"])):
+            if not (shutil.which("unshare") and shutil.which("nsenter") and shutil.which("ip")):
+                return
+            script = "ip link set lo up && echo up && exec sleep infinity"
+            holder = subprocess.Popen(["unshare", *options, "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            if holder.stdout.readline().strip() == "up":
+                self.holder, self.prefix = holder, ["nsenter", "--target", str(holder.pid), *enter, "--net", "--"]
+                return
+            holder.wait()
+
+    def close(self) -> None:
+        if self.holder is not None:
+            self.holder.kill()
+            self.holder.wait()
+
+
+class Cluster:
+    """A head without CPUs and nodes with `cpus` each; its logs and addresses are under `folder`."""
+
+    def __init__(self, folder: Path, nodes: int, cpus: int) -> None:
+        self.folder, self.network, self.processes = folder, Network(), []
+        home = folder / "home"
+        home.mkdir(parents=True)
+        self.sessions = Path(f"/tmp/dn-ray-{os.getpid()}")  # sockets have short names only
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON"))},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # a job's python is found by it
+            **{"HOME": str(home), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"http://127.0.0.1:8265"},
+            **{"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000"},
+            **{"RAY_health_check_failure_threshold": "5", "RAY_DISABLE_DOCKER_CPU_WARNING": "1", "RAY_raylet_start_wait_time_s": "120"},
+        }
+        self._start(
+            *("--head", f"--node-ip-address={HEAD}", f"--port={PORT}", "--dashboard-host=127.0.0.1", "--num-cpus=0"),
+            *("--object-store-memory=100000000", f"--temp-dir={self.sessions}", "--disable-usage-stats"),
+        )
+        for number in range(nodes):
+            self._start(
+                *(f"--address={HEAD}:{PORT}", f"--node-ip-address=127.0.0.{3 + number}", f"--num-cpus={cpus}", "--num-gpus=0"),
+                *("--object-store-memory=100000000", "--include-log-monitor=False", "--disable-usage-stats"),
+            )
+
+    def _start(self, *options: str) -> None:
+        log = open(self.folder / f"node-{len(self.processes)}.log", "w")
+        command = [*self.network.prefix, RAY, "start", "--block", *options]
+        process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        self.processes.append(process)
+        if options[0] == "--head":  # worker nodes ask it
+            self.wait_until("started" , lambda: "Ray runtime started" in (self.folder / "node-0.log").read_text(), process)
+
+    def wait_until(self, what: str, there, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not there():
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"not {what}: {(self.folder / 'node-0.log').read_text()}")
+            time.sleep(0.2)
+
+    def run(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """A command within the cluster's network, from the checkout's folder; it writes to a pipe."""
+        return subprocess.Popen(
+            [*self.network.prefix, *command],
+            **{"env": {**self.environment, **environment}, "cwd": ROOT, "text": True, "start_new_session": True},
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
+        )
+
+    def submit(self, *command: str) -> subprocess.Popen[str]:
+        """`ray job submit` of a Python script."""
+        return self.run(RAY, "job", "submit", "--working-dir", ".", "--", "python", *command)
+
+    def find(self, word: str) -> list[int]:
+        """Processes of this cluster whose command line begins with or names `word`; newest last."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                ours = f"HOME={self.environment['HOME']}".encode() in (path / "environ").read_bytes().split(b"\0")
+                if ours and word in line:
+                    found.append(int(path.name))
+        return sorted(found)
+
+    def close(self) -> None:
+        """Kill all that was started here, by number."""
+        for pid in self.find(""):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+        self.network.close()
+        shutil.rmtree(self.sessions, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[Cluster]:
+    """The cluster, until the block ends."""
+    one = Cluster(folder, nodes, cpus)
+    try:
+        yield one
+    finally:
+        one.close()
