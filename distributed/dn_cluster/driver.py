@@ -60,7 +60,7 @@ def train_here(job: Job) -> None:
     options = {"start": job.start, "device": "cuda" if job.gpus else "cpu", "precision": job.precision, "allow": job.allow}
     with contextlib.closing(train_stages(job.recipe, bank, job.folder.address, **options)) as steps:
         for step in steps:
-            if step.path is None and (step.done % job.recipe.epoch == 0 or step.done == step.total):
+            if step.lr and (step.done % job.recipe.epoch == 0 or step.done == step.total):  # the last report of a stage says nothing new
                 print(describe(step), flush=True)
 
 

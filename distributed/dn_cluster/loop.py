@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -39,6 +40,8 @@ class Outcome:
 def train_worker(settings: dict[str, Any]) -> Outcome:
     """Train from the last checkpoint to the end. An error that would come again on another try is not raised, or Ray would try again."""
     job: Job = settings["job"]
+    logging.getLogger().setLevel(logging.WARNING)  # Ray tells of each report, in each worker
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     keep_freed_memory()
     workers = Workers.of_process_group()
     with _own_folder() as folder:

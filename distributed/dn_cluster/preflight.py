@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import secrets
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
 from dn_cluster.job import Job
-from dn_cluster.storage import Storage
+from dn_cluster.look import look, versions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = ["check_nodes", "places", "wait_for_places"]
 
-PACKAGES = ("ray", "torch", "numpy", "safetensors")
 ANSWER_SECONDS = 90
 """A node's first task comes with the code, which takes a while where disks are slow."""
 
@@ -75,54 +71,35 @@ def check_nodes(job: Job, nodes: Mapping[str, int]) -> None:
     marker = f".preflight-{secrets.token_hex(4)}"
     job.folder.write(marker, b"here")
     try:
+        task = ray.remote(num_cpus=0, max_retries=0)(look)
         tasks = {
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(job.data, job.folder, marker): node
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(job.data, job.folder, marker): node
             for node in nodes
         }
         ready, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_SECONDS)
         if late:
             names = ", ".join(_address(tasks[task]) for task in late)
             raise ValueError(f"{names} did not answer within {ANSWER_SECONDS} s; every node is expected to. See `ray status`.")
-        here = _versions()
+        here = versions()
         for task in ready:
             _judge(_address(tasks[task]), ray.get(task), here, job)
     finally:
         job.folder.remove(marker)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def look(data: str, folder: Storage, marker: str) -> dict[str, Any]:
-    """What a node sees, as plain data."""
-    try:
-        storage = "" if folder.read(marker) == b"here" else "it does not see the file that the driver has just written there"
-    except Exception as error:  # whatever keeps it from the storage is told to the user
-        storage = f"{type(error).__name__}: {error}"
-    return {"versions": _versions(), "data": Path(data).exists(), "storage": storage}
-
-
 def _judge(name: str, seen: Mapping[str, Any], here: Mapping[str, str], job: Job) -> None:
-    different = [f"{what} {seen['versions'].get(what)} there, {version} here" for what, version in here.items()]
-    if different := [text for text, what in zip(different, here, strict=True) if seen["versions"].get(what) != here[what]]:
+    there = seen["versions"]
+    if different := [f"{what} {there.get(what)} there, {version} here" for what, version in here.items() if there.get(what) != version]:
         raise ValueError(f"node {name} has other versions ({'; '.join(different)}); the same are expected. Give all nodes the same image.")
     if not seen["data"]:
-        raise ValueError(f"node {name} has no {job.data}; the folder of images is expected on every node. Mount it there, or change --data.")
+        raise ValueError(
+            f"node {name} has no {job.data}; the folder of images is expected on every node. Mount it there, or change --data."
+        )
     if seen["storage"]:
         raise ValueError(
             f"node {name} cannot use the storage {job.folder.address} ({seen['storage']}); a place that all nodes share is expected. "
             "Mount it there, or change --storage."
         )
-
-
-def _versions() -> dict[str, str]:
-    import dn_core
-
-    found = {"Python": platform.python_version().rpartition(".")[0], "dn_core": dn_core.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
 
 
 def _ask_autoscaler(job: Job) -> None:

@@ -87,13 +87,15 @@ class Storage:
 
     def remove(self, name: str) -> None:
         """Take it away; nothing where there is none."""
-        system, root = self.filesystem()
-        if self.exists(name):
+        if self.is_local:
+            Path(self.address, name).unlink(missing_ok=True)
+        elif self.exists(name):
+            system, root = self.filesystem()
             system.delete_file(f"{root}/{name}")
 
     def exists(self, name: str) -> bool:
         """Whether a file of this name is there."""
-        from pyarrow import fs
-
+        if self.is_local:
+            return Path(self.address, name).is_file()
         system, root = self.filesystem()
-        return bool(system.get_file_info(f"{root}/{name}").type == fs.FileType.File)
+        return bool(system.get_file_info(f"{root}/{name}").is_file)

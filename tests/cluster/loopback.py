@@ -28,7 +28,9 @@ class Network:
             if not (shutil.which("unshare") and shutil.which("nsenter") and shutil.which("ip")):
                 return
             script = "ip link set lo up && echo up && exec sleep infinity"
-            holder = subprocess.Popen(["unshare", *options, "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            holder = subprocess.Popen(
+                ["unshare", *options, "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
             if holder.stdout.readline().strip() == "up":
                 self.holder, self.prefix = holder, ["nsenter", "--target", str(holder.pid), *enter, "--net", "--"]
                 return
@@ -44,13 +46,14 @@ class Cluster:
     """A head without CPUs and nodes with `cpus` each; its logs and addresses are under `folder`."""
 
     def __init__(self, folder: Path, nodes: int, cpus: int) -> None:
-        self.folder, self.network, self.processes = folder, Network(), []
+        self.folder, self.network, self.nodes = folder, Network(), []
         home = folder / "home"
         home.mkdir(parents=True)
         self.sessions = Path(f"/tmp/dn-ray-{os.getpid()}")  # sockets have short names only
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON"))},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # a job's python is found by it
+            **{"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"},
             **{"HOME": str(home), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"http://127.0.0.1:8265"},
             **{"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000"},
             **{"RAY_health_check_failure_threshold": "5", "RAY_DISABLE_DOCKER_CPU_WARNING": "1", "RAY_raylet_start_wait_time_s": "120"},
@@ -66,12 +69,12 @@ class Cluster:
             )
 
     def _start(self, *options: str) -> None:
-        log = open(self.folder / f"node-{len(self.processes)}.log", "w")
+        log = open(self.folder / f"node-{len(self.nodes)}.log", "w")
         command = [*self.network.prefix, RAY, "start", "--block", *options]
         process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        self.processes.append(process)
+        self.nodes.append(process)
         if options[0] == "--head":  # worker nodes ask it
-            self.wait_until("started" , lambda: "Ray runtime started" in (self.folder / "node-0.log").read_text(), process)
+            self.wait_until("started", lambda: "Ray runtime started" in (self.folder / "node-0.log").read_text(), process)
 
     def wait_until(self, what: str, there, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
         end = time.monotonic() + seconds
@@ -92,23 +95,27 @@ class Cluster:
         """`ray job submit` of a Python script."""
         return self.run(RAY, "job", "submit", "--working-dir", ".", "--", "python", *command)
 
-    def find(self, word: str) -> list[int]:
-        """Processes of this cluster whose command line begins with or names `word`; newest last."""
+    def processes(self, *words: str) -> list[int]:
+        """Processes of this cluster whose command line begins so; all of them without words."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                line = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 ours = f"HOME={self.environment['HOME']}".encode() in (path / "environ").read_bytes().split(b"\0")
-                if ours and word in line:
+                if ours and all(part.endswith(word) or part.startswith(word) for part, word in zip(line, words, strict=False)):
                     found.append(int(path.name))
         return sorted(found)
 
+    def kill(self, *words: str) -> None:
+        """kill -9 the newest such process."""
+        os.kill(self.processes(*words)[-1], signal.SIGKILL)
+
     def close(self) -> None:
         """Kill all that was started here, by number."""
-        for pid in self.find(""):
+        for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for process in self.processes:
+        for process in self.nodes:
             process.wait()
         self.network.close()
         shutil.rmtree(self.sessions, ignore_errors=True)
