@@ -40,7 +40,6 @@ def train_job(job: Job, *, wait: float = 30) -> str:
     if job.folder.exists(job.model):
         print(f"{job.name} is already done", flush=True)
         return address
-    job.remember()
     if job.workers == 0:
         train_here(job)
     else:
@@ -57,6 +56,7 @@ def train_here(job: Job) -> None:
     keep_freed_memory()
     torch.set_num_threads(max(1, int(job.cpus)))
     bank = load_bank(job.data, smallest=max(phase.patch for phase in job.recipe.phases), skip_bad=job.skip_bad)
+    job.remember()
     options = {"start": job.start, "device": "cuda" if job.gpus else "cpu", "precision": job.precision, "allow": job.allow}
     with contextlib.closing(train_stages(job.recipe, bank, job.folder.address, **options)) as steps:
         for step in steps:
@@ -79,11 +79,13 @@ def train_on_cluster(job: Job, wait: float) -> None:
     """Train by Ray Train; the same job again goes on from its last checkpoint."""
     connect()
     import ray.train
-    from dn_cluster.loop import train_worker
-    from dn_cluster.preflight import check_nodes, wait_for_places
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from dn_cluster.loop import train_worker
+    from dn_cluster.preflight import check_nodes, wait_for_places
+
     check_nodes(job, wait_for_places(job, wait))
+    job.remember()
     filesystem, path = job.storage.filesystem()
     resources = {"CPU": job.cpus, **({"GPU": job.gpus} if job.gpus else {})}
     trainer = TorchTrainer(

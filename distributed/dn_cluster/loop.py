@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import distributed
-
 import ray.train
 import ray.train.torch
+from torch import distributed
+
 from dn_cluster.job import Job, describe
 from dn_core.memory import keep_freed_memory
 from dn_core.training.bank import Bank, load_bank

@@ -1,4 +1,4 @@
-"""Checks before a run is started: enough nodes, the same versions, data and storage within reach. Each ends in a sentence, not in a hang."""
+"""Checks before a run is started: enough nodes, the same versions, data and storage in reach. Each ends in a sentence, not in a hang."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from dn_cluster.job import Job
 from dn_cluster.look import look, versions
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = ["check_nodes", "places", "wait_for_places"]
 
@@ -54,9 +55,9 @@ def wait_for_places(job: Job, seconds: float) -> dict[str, int]:
     total = ray.cluster_resources()
     kind = f" on {job.accelerator}" if job.accelerator else ""
     raise ValueError(
-        f"{job.workers} workers of {job.cpus:g} CPUs and {job.gpus:g} GPUs{kind} are asked for; the cluster has {len(ray.nodes())} nodes with "
-        f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs, room for {sum(found.values())}. Ask for fewer or smaller workers, "
-        "add nodes, or --wait for them."
+        f"{job.workers} workers of {job.cpus:g} CPUs and {job.gpus:g} GPUs{kind} are asked for; the cluster has {len(ray.nodes())} nodes "
+        f"with {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs, room for {sum(found.values())} of them. Ask for fewer or "
+        "smaller workers, add nodes, or --wait for them."
     )
 
 

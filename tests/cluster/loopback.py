@@ -36,6 +36,13 @@ class Network:
                 return
             holder.wait()
 
+    def has(self, pid: int) -> bool:
+        """Whether a process is in it."""
+        try:
+            return os.readlink(f"/proc/{pid}/ns/net") == os.readlink(f"/proc/{self.holder.pid}/ns/net") and pid != self.holder.pid
+        except OSError:
+            return False
+
     def close(self) -> None:
         if self.holder is not None:
             self.holder.kill()
@@ -46,7 +53,7 @@ class Cluster:
     """A head without CPUs and nodes with `cpus` each; its logs and addresses are under `folder`."""
 
     def __init__(self, folder: Path, nodes: int, cpus: int) -> None:
-        self.folder, self.network, self.nodes = folder, Network(), []
+        self.folder, self.network, self.started = folder, Network(), []
         home = folder / "home"
         home.mkdir(parents=True)
         self.sessions = Path(f"/tmp/dn-ray-{os.getpid()}")  # sockets have short names only
@@ -54,7 +61,7 @@ class Cluster:
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON"))},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # a job's python is found by it
             **{"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"},
-            **{"HOME": str(home), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"http://127.0.0.1:8265"},
+            **{"HOME": str(home), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "http://127.0.0.1:8265"},
             **{"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000"},
             **{"RAY_health_check_failure_threshold": "5", "RAY_DISABLE_DOCKER_CPU_WARNING": "1", "RAY_raylet_start_wait_time_s": "120"},
         }
@@ -69,10 +76,10 @@ class Cluster:
             )
 
     def _start(self, *options: str) -> None:
-        log = open(self.folder / f"node-{len(self.nodes)}.log", "w")
         command = [*self.network.prefix, RAY, "start", "--block", *options]
-        process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        self.nodes.append(process)
+        with open(self.folder / f"node-{len(self.started)}.log", "w") as log:
+            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        self.started.append(process)
         if options[0] == "--head":  # worker nodes ask it
             self.wait_until("started", lambda: "Ray runtime started" in (self.folder / "node-0.log").read_text(), process)
 
@@ -85,29 +92,38 @@ class Cluster:
 
     def run(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         """A command within the cluster's network, from the checkout's folder; it writes to a pipe."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*self.network.prefix, *command],
             **{"env": {**self.environment, **environment}, "cwd": ROOT, "text": True, "start_new_session": True},
             **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
         )
+        self.started.append(process)
+        return process
 
     def submit(self, *command: str) -> subprocess.Popen[str]:
         """`ray job submit` of a Python script."""
         return self.run(RAY, "job", "submit", "--working-dir", ".", "--", "python", *command)
 
+    def drive(self, *command: str) -> subprocess.Popen[str]:
+        """A Python script on the head, without a job."""
+        return self.run(sys.executable, *command, RAY_ADDRESS=f"{HEAD}:{PORT}")
+
     def processes(self, *words: str) -> list[int]:
-        """Processes of this cluster whose command line begins so; all of them without words."""
-        found = []
+        """Processes of this cluster whose command line has these words in its first places; all of them without words."""
+        lines, parents = {}, {}
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                line = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                ours = f"HOME={self.environment['HOME']}".encode() in (path / "environ").read_bytes().split(b"\0")
-                if ours and all(part.endswith(word) or part.startswith(word) for part, word in zip(line, words, strict=False)):
-                    found.append(int(path.name))
-        return sorted(found)
+                lines[int(path.name)] = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        ours = {process.pid for process in self.started}
+        while more := {pid for pid, parent in parents.items() if parent in ours and pid not in ours}:
+            ours |= more
+        if self.network.holder is not None:  # also those whose parent has died
+            ours |= {pid for pid in lines if self.network.has(pid)}
+        return sorted(pid for pid in ours & lines.keys() if all(word in part for word, part in zip(words, lines[pid], strict=False)))
 
     def kill(self, *words: str) -> None:
-        """kill -9 the newest such process."""
+        """Do ``kill -9`` to the newest such process."""
         os.kill(self.processes(*words)[-1], signal.SIGKILL)
 
     def close(self) -> None:
@@ -115,8 +131,8 @@ class Cluster:
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for process in self.nodes:
-            process.wait()
+        for process in self.started:
+            process.communicate()
         self.network.close()
         shutil.rmtree(self.sessions, ignore_errors=True)
 

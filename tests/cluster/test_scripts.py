@@ -93,3 +93,8 @@ def test_a_missing_folder_is_named(place):
 def test_a_name_is_no_path(name, place):
     assert "letters, digits" in script("cascade", place, "--name", name, code=1)
     assert not (place / "elsewhere").exists()
+
+
+def test_a_batch_must_divide_by_the_workers(place):
+    """It is said before Ray is asked for anything."""
+    assert "a batch of 2 patches is to be shared by 3 workers" in script("cascade", place, "--workers", 3, code=1)
