@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import dn_core
-from dn_cluster.job import Job, describe
+from dn_cluster.job import Job, describe, load_images
 from dn_core.memory import keep_freed_memory
-from dn_core.training.bank import load_bank
+from dn_core.training.bank import Bank
 from dn_core.training.cascade import train_stages
 
 __all__ = ["connect", "train_here", "train_job", "train_on_cluster"]
@@ -48,20 +49,33 @@ def train_job(job: Job, *, wait: float = 30) -> str:
 
 
 def train_here(job: Job) -> None:
-    """Train in this process, without Ray, as ``dn-resnet train`` does."""
+    """Train in this process, without Ray, as ``dn-resnet train`` does; its state is in the run's folder after each epoch."""
     import torch
 
-    if not job.storage.is_local:
-        raise ValueError(f"storage is {job.storage.address!r}; without workers a folder is expected. Change --storage or --workers.")
     keep_freed_memory()
     torch.set_num_threads(max(1, int(job.cpus)))
-    bank = load_bank(job.data, smallest=max(phase.patch for phase in job.recipe.phases), skip_bad=job.skip_bad)
+    bank = load_images(job)
     job.remember()
+    if job.storage.is_local:
+        for _ in _steps_here(job, bank, job.folder.address):
+            pass
+        return
+    from dn_cluster.mirror import mirrored
+
+    with mirrored(job.folder) as mirror:
+        for _ in _steps_here(job, bank, mirror.folder):
+            mirror.push()
+
+
+def _steps_here(job: Job, bank: Bank, folder: str | Path) -> Iterator[None]:
+    """Train; a line and a pause at the end of each epoch and stage."""
     options = {"start": job.start, "device": "cuda" if job.gpus else "cpu", "precision": job.precision, "allow": job.allow}
-    with contextlib.closing(train_stages(job.recipe, bank, job.folder.address, **options)) as steps:
+    with contextlib.closing(train_stages(job.recipe, bank, folder, **options)) as steps:
         for step in steps:
-            if step.lr and (step.done % job.recipe.epoch == 0 or step.done == step.total):  # the last report of a stage says nothing new
-                print(describe(step), flush=True)
+            if step.done % job.recipe.epoch == 0 or step.done == step.total or not step.lr:
+                if step.lr:  # the last report of a stage says nothing new
+                    print(describe(step), flush=True)
+                yield
 
 
 def connect() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 from dn_cluster.storage import Storage
 from dn_core.checkpoints import Checkpoint, load_checkpoint
 from dn_core.models.registry import resolve
+from dn_core.training.bank import Bank, load_bank
 from dn_core.training.fit import TrainProgress, differences
 from dn_core.training.recipes import Recipe
 from dn_core.training.workers import Workers
 
-__all__ = ["Job", "describe", "load_start"]
+__all__ = ["Job", "describe", "load_images", "load_start"]
 
 SETTINGS_FILE = "settings.json"
 
@@ -109,12 +111,15 @@ def load_start(recipe: Recipe, storage: Storage) -> Checkpoint | None:
     content = storage.read(recipe.start) if not Path(recipe.start).is_absolute() else None
     if content is None:
         return load_checkpoint(resolve(recipe.start))
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "start.safetensors")
         path.write_bytes(content)
         return load_checkpoint(path)
+
+
+def load_images(job: Job) -> Bank:
+    """The images of its data folder."""
+    return load_bank(job.data, smallest=max(phase.patch for phase in job.recipe.phases), skip_bad=job.skip_bad)
 
 
 def describe(step: TrainProgress) -> str:

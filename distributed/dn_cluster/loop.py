@@ -18,9 +18,9 @@ import ray.train
 import ray.train.torch
 from torch import distributed
 
-from dn_cluster.job import Job, describe
+from dn_cluster.job import Job, describe, load_images
 from dn_core.memory import keep_freed_memory
-from dn_core.training.bank import Bank, load_bank
+from dn_core.training.bank import Bank
 from dn_core.training.cascade import train_stages
 from dn_core.training.fit import TrainProgress
 from dn_core.training.workers import Workers
@@ -87,7 +87,7 @@ def _own_folder() -> Iterator[Path]:
 
 def _load(job: Job) -> tuple[Bank | None, str]:
     try:
-        return load_bank(job.data, smallest=max(phase.patch for phase in job.recipe.phases), skip_bad=job.skip_bad), ""
+        return load_images(job), ""
     except (ValueError, OSError) as error:
         return None, str(error)
 

@@ -132,9 +132,14 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self.started:
-            process.communicate()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
         self.network.close()
         shutil.rmtree(self.sessions, ignore_errors=True)
+        note = Path("/tmp/ray/ray_current_cluster")  # where programs without an address look for a cluster
+        if note.is_file() and note.read_text().strip() == f"{HEAD}:{PORT}":
+            note.unlink()
 
 
 @contextlib.contextmanager

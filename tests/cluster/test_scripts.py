@@ -16,6 +16,7 @@ RECIPE = """
 base = "paper-blind"
 name = "toy"
 epoch = 4
+drop = 0
 
 [network]
 family = "paper"
