@@ -62,8 +62,7 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # a job's python is found by it
             **{"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"},
             **{"HOME": str(home), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "http://127.0.0.1:8265"},
-            **{"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000"},
-            **{"RAY_health_check_failure_threshold": "5", "RAY_DISABLE_DOCKER_CPU_WARNING": "1", "RAY_raylet_start_wait_time_s": "120"},
+            **{"RAY_DISABLE_DOCKER_CPU_WARNING": "1", "RAY_raylet_start_wait_time_s": "120"},
         }
         self._start(
             *("--head", f"--node-ip-address={HEAD}", f"--port={PORT}", "--dashboard-host=127.0.0.1", "--num-cpus=0"),
@@ -77,17 +76,14 @@ class Cluster:
 
     def _start(self, *options: str) -> None:
         command = [*self.network.prefix, RAY, "start", "--block", *options]
-        with open(self.folder / f"node-{len(self.started)}.log", "w") as log:
+        path = self.folder / f"node-{len(self.started)}.log"
+        with open(path, "w") as log:
             process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         self.started.append(process)
-        if options[0] == "--head":  # worker nodes ask it
-            self.wait_until("started", lambda: "Ray runtime started" in (self.folder / "node-0.log").read_text(), process)
-
-    def wait_until(self, what: str, there, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while not there():
+        end = time.monotonic() + 120
+        while "Ray runtime started" not in path.read_text():
             if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"not {what}: {(self.folder / 'node-0.log').read_text()}")
+                raise RuntimeError(f"a node did not start: {path.read_text()}")
             time.sleep(0.2)
 
     def run(self, *command: str, **environment: str) -> subprocess.Popen[str]:

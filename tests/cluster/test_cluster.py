@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed; it comes with the extra 'cluster'"),
     pytest.mark.skipif(sys.platform != "linux", reason="the cluster of these tests needs Linux"),
 ]
@@ -77,7 +78,7 @@ def whole(cluster, place) -> str:
 def test_a_job_trains_a_cascade_stage_by_stage(whole, place):
     from dn_core.checkpoints import load_checkpoint
 
-    assert "world_rank=1" in whole
+    assert all(f"world_rank={rank}, local_rank=0, node_rank={rank}" in whole for rank in (0, 1))
     assert whole.count("stage 1 of 2, epoch 10, step 40 of 40") == whole.count("stage 2 of 2, epoch 10, step 40 of 40") == 1
     assert str(place / "runs" / "whole" / "toy.safetensors") in whole
     card = load_checkpoint(place / "runs" / "whole" / "toy.safetensors").card
@@ -140,3 +141,20 @@ def test_what_the_cluster_cannot_do_is_said_instead_of_waiting(more, sentence, c
     assert process.returncode == 1, output
     assert sentence in output
     assert not (place / "runs" / "wrong" / "settings.json").exists()
+
+
+def test_a_family_goes_on_past_a_failure_and_then_does_only_what_is_missing(cluster, place):
+    for name in ("one", "two"):
+        once = RECIPE.replace('"toy"', f'"{name}"').replace("steps = 40", "steps = 8") + "\n"
+        (place / f"{name}.toml").write_text('plan = "once"\n' + once)
+    (place / "three.toml").write_text((place / "two.toml").read_text().replace('"two"', '"three"').replace("patch = 32", "patch = 400"))
+    options = ("--data", str(place / "images"), "--storage", str(place / "family"))
+    family = [str(place / f"{name}.toml") for name in ("one", "two", "three")]
+    output, _ = (process := cluster.drive("distributed/family.py", *options, *family)).communicate(timeout=240)
+    assert process.returncode == 1, output
+    assert "error: 1 of 3 models failed: three." in output
+    assert "at least 400x400 is expected" in output
+    done = {name: (place / "family" / name / f"{name}.safetensors").stat().st_mtime_ns for name in ("one", "two")}
+    said = output_of(cluster.drive("distributed/family.py", *options, *family[:2]))
+    assert [line.split()[:2] for line in said.splitlines()[-2:]] == [["one", "done"], ["two", "done"]]
+    assert done == {name: (place / "family" / name / f"{name}.safetensors").stat().st_mtime_ns for name in ("one", "two")}
