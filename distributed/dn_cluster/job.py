@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dn_cluster.shards import load_pack
 from dn_cluster.storage import Storage
 from dn_core.checkpoints import Checkpoint, load_checkpoint
 from dn_core.models.registry import resolve
@@ -118,8 +119,10 @@ def load_start(recipe: Recipe, storage: Storage) -> Checkpoint | None:
 
 
 def load_images(job: Job) -> Bank:
-    """The images of its data folder."""
-    return load_bank(job.data, smallest=max(phase.patch for phase in job.recipe.phases), skip_bad=job.skip_bad)
+    """The images of its data folder, all in memory; of a pack, a shard at a time, for an epoch each."""
+    smallest = max(phase.patch for phase in job.recipe.phases)
+    pack = load_pack(Storage.at(job.data), smallest=smallest, steps=job.recipe.epoch)
+    return pack or load_bank(job.data, smallest=smallest, skip_bad=job.skip_bad)
 
 
 def describe(step: TrainProgress) -> str:

@@ -21,7 +21,11 @@ def look(data: str, folder: Storage, marker: str) -> dict[str, Any]:
         storage = "" if folder.read(marker) == b"here" else "it does not see the file that the driver has just written there"
     except Exception as error:  # whatever keeps it from the storage is told to the user
         storage = f"{type(error).__name__}: {error}"
-    return {"versions": versions(), "data": Path(data).exists(), "storage": storage}
+    return {
+        "versions": versions(),
+        "data": Storage.at(data).exists("pack.json") if "://" in data else Path(data).exists(),
+        "storage": storage,
+    }
 
 
 def versions() -> dict[str, str]:

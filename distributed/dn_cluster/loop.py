@@ -105,7 +105,7 @@ def _trouble_of_any(bank: Bank | None, trouble: str, workers: Workers) -> str:
         hosts = ", ".join(sorted({host for host, _, _ in found}))
         return f"the workers on {hosts} read different images; the same are expected. Give all nodes the same data folder."
     if bank is not None and workers.rank == 0:
-        print(f"{len(bank.images)} images, {len(bank.held_out)} held out, {len(bank.skipped)} files skipped", flush=True)
+        print(f"{bank.count} images, {len(bank.held_out)} held out, {len(bank.skipped)} files skipped", flush=True)
         for item in bank.skipped:
             print(f"skipped {item.path}: {item.reason}", file=sys.stderr, flush=True)
     return ""

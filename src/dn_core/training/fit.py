@@ -237,7 +237,8 @@ class _Run:
 
     def _batch(self, phase: Phase) -> tuple[Tensor, Noisy, Tensor]:
         rng = np.random.default_rng((self.recipe.seed, self.stage, self.rank + self.workers.rank, self.step))
-        patches, means = self.bank.patches(self.workers.share(phase.batch), phase.patch, rng)
+        bank = self.bank.at(self.step, self.workers.rank, self.workers.size)
+        patches, means = bank.patches(self.workers.share(phase.batch), phase.patch, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         clean = torch.from_numpy(patches).to(self.device)
         return clean, self.noise(clean, generator), torch.from_numpy(means).to(self.device)
@@ -280,7 +281,7 @@ class _Run:
             description=recipe.description,
             noise=recipe.noise_text,
             recipe=recipe.as_dict(),
-            data={"images": len(self.bank.images), "held_out": len(self.bank.held_out), "sha256": self.data},
+            data={"images": self.bank.count, "held_out": len(self.bank.held_out), "sha256": self.data},
             training={
                 "steps": self.step,
                 "megapixels": round(self.megapixels, 1),
