@@ -35,6 +35,7 @@ def run_script(description: str | None, plans: tuple[str, ...], other: str) -> N
         max_failures: Annotated[int, typer.Option(min=0, help="How often lost workers are replaced.")] = 3,
         wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for nodes.")] = 30,
         allow: Annotated[list[str] | None, typer.Option(help="A setting that may differ from the run resumed.")] = None,
+        tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write to RUN/tensorboard in the storage, a folder.")] = False,
         skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be used.")] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
@@ -57,6 +58,7 @@ def run_script(description: str | None, plans: tuple[str, ...], other: str) -> N
                 precision=precision,
                 max_failures=max_failures,
                 skip_bad=skip_bad,
+                tensorboard=tensorboard,
                 allow=tuple(allow or ()),
                 start=load_start(loaded, place),
             )

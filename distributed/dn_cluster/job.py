@@ -36,6 +36,8 @@ class Job:
         How many workers; of what each takes how much. 0 workers: in this process, without Ray.
     max_failures
         How often lost workers and nodes are replaced.
+    tensorboard
+        Whether the first worker writes TensorBoard's files to the run's folder.
     start
         The model that the recipe starts from.
     """
@@ -52,6 +54,7 @@ class Job:
     max_failures: int = 3
     skip_bad: bool = False
     allow: tuple[str, ...] = ()
+    tensorboard: bool = False
     start: Checkpoint | None = None
 
     @property
@@ -72,6 +75,8 @@ class Job:
         ValueError
             When a batch cannot be shared by the workers, or the folder holds a run with other settings.
         """
+        if self.tensorboard and not self.storage.is_local:
+            raise ValueError(f"storage is {self.storage.address!r}; with --tensorboard a folder is expected. Leave --tensorboard out.")
         for phase in self.recipe.phases:
             Workers(0, max(self.workers, 1)).share(phase.batch)
         if not self.name or self.name[0] == "." or not all(letter.isalnum() or letter in "._-" for letter in self.name):

@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def _train(job: Job, bank: Bank | None, folder: Path, workers: Workers) -> None:
     assert bank is not None
     options = {"start": job.start, "device": str(ray.train.torch.get_device()), "precision": job.precision, "allow": job.allow}
     published: set[str] = set()
-    with contextlib.closing(train_stages(job.recipe, bank, folder, workers=workers, **options)) as steps:
+    stages = train_stages(job.recipe, bank, folder, workers=workers, **options)
+    with contextlib.closing(stages) as steps, _tensorboard(job, workers) as write:
         for step in steps:
             finished = _stage_model(folder, job, step).exists()
             if not (finished or step.done % job.recipe.epoch == 0 or step.done == step.total):
@@ -70,8 +71,30 @@ def _train(job: Job, bank: Bank | None, folder: Path, workers: Workers) -> None:
             if workers.rank == 0:
                 if not finished:
                     print(describe(step), flush=True)
+                    write(step)
                 _publish(folder, job, published)
             _report(folder, step, workers)
+
+
+@contextlib.contextmanager
+def _tensorboard(job: Job, workers: Workers) -> Iterator[Callable[[TrainProgress], None]]:
+    """What writes an epoch to TensorBoard's files, if that is wanted."""
+    if not job.tensorboard or workers.rank != 0:
+        yield lambda step: None
+        return
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(f"{job.folder.address}/tensorboard") as writer:
+
+        def write(step: TrainProgress) -> None:
+            done = step.stage * job.recipe.steps + step.done
+            names = ("loss", "psnr", "lr", "megapixels_per_second")
+            for name, value in zip(names, (step.epoch_loss, step.psnr, step.lr, step.megapixels_per_second), strict=True):
+                if value is not None:
+                    writer.add_scalar(name, value, done)
+            writer.flush()
+
+        yield write
 
 
 @contextlib.contextmanager
