@@ -12,10 +12,6 @@ from typing import Annotated
 import typer
 
 from dn_cluster.command import explained
-from dn_cluster.job import Job, load_start
-from dn_cluster.members import look_up, status_table, train_family
-from dn_cluster.storage import Storage
-from dn_core.training.recipes import load_recipe, recipe_names
 
 
 def main(
@@ -38,6 +34,11 @@ def main(
     """Train what is missing of the models; their table is printed."""
 
     def train() -> str:
+        from dn_cluster.job import Job, load_start  # these bring torch, which the help does not need
+        from dn_cluster.members import look_up, status_table, train_family
+        from dn_cluster.storage import Storage
+        from dn_core.training.recipes import load_recipe, recipe_names
+
         place = Storage.at(storage)
 
         def job(name: str) -> Job:

@@ -14,7 +14,6 @@ import numpy as np
 import typer
 
 from dn_cluster.command import explained
-from dn_cluster.driver import connect
 from dn_cluster.shards import FORMAT, MANIFEST, write_shard
 from dn_cluster.storage import Storage
 from dn_core import files
@@ -48,8 +47,11 @@ def pack_images(images: Path, place: Storage, smallest: int, shard: int, seed: i
     groups = [("held-out.safetensors", mixed[:held])]
     groups += [(f"shard-{start // shard:05d}.safetensors", rest[start : start + shard]) for start in range(0, len(rest), shard)]
 
-    connect()
     import ray.data
+
+    from dn_cluster.driver import connect  # brings torch
+
+    connect()
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     jobs = [{"name": name, "paths": names, "place": place.address, "smallest": smallest} for name, names in groups]

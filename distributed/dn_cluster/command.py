@@ -9,11 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dn_cluster.driver import train_job
-from dn_cluster.job import Job, load_start
-from dn_cluster.storage import Storage
-from dn_core.training.recipes import load_recipe
-
 __all__ = ["explained", "run_script"]
 
 
@@ -40,6 +35,11 @@ def run_script(description: str | None, plans: tuple[str, ...], other: str) -> N
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
         def train() -> str:
+            from dn_cluster.driver import train_job  # brings torch, which the help does not need
+            from dn_cluster.job import Job, load_start
+            from dn_cluster.storage import Storage
+            from dn_core.training.recipes import load_recipe
+
             loaded = load_recipe(recipe)
             if loaded.plan not in plans:
                 raise ValueError(f"the plan of {recipe} is {loaded.plan!r}; one of {plans} is expected. Use {other} for it.")
