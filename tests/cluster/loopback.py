@@ -65,17 +65,28 @@ class Cluster:
             **{"RAY_DISABLE_DOCKER_CPU_WARNING": "1", "RAY_raylet_start_wait_time_s": "120"},
         }
         self._start(
+            [],
             *("--head", f"--node-ip-address={HEAD}", f"--port={PORT}", "--dashboard-host=127.0.0.1", "--num-cpus=0"),
             *("--object-store-memory=100000000", f"--temp-dir={self.sessions}", "--disable-usage-stats"),
         )
         for number in range(nodes):
             self._start(
+                self._without_sources(),
                 *(f"--address={HEAD}:{PORT}", f"--node-ip-address=127.0.0.{3 + number}", f"--num-cpus={cpus}", "--num-gpus=0"),
                 *("--object-store-memory=100000000", "--include-log-monitor=False", "--disable-usage-stats"),
             )
 
-    def _start(self, *options: str) -> None:
-        command = [*self.network.prefix, RAY, "start", "--block", *options]
+    def _without_sources(self) -> list[str]:
+        """What hides the checkout's code from a node, as on another machine; nothing where that may not be done."""
+        hidden = " && ".join(f"mount -t tmpfs tmpfs '{ROOT / name}'" for name in ("src", "distributed"))
+        command = ["unshare", "--mount", "sh", "-c", f'{hidden} && exec "$@"', "sh"]
+        if not self.network.prefix or subprocess.run([*self.network.prefix, *command, "true"], capture_output=True).returncode:
+            return []
+        return command
+
+    def _start(self, before: list[str], *options: str) -> None:
+        """A node; what stands before the command line is about where it runs."""
+        command = [*self.network.prefix, *before, RAY, "start", "--block", *options]
         path = self.folder / f"node-{len(self.started)}.log"
         with open(path, "w") as log:
             process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,13 @@ def run(*command: object, code: int = 0, **environment: str) -> str:
 def script(name: str, place: Path, *more: object, code: int = 0) -> str:
     command = (ROOT / "distributed" / f"{name}.py", place / "toy.toml", "--data", place / "images", "--storage", place / "runs")
     return run(*command, "--workers", 0, *more, code=code)
+
+
+def test_the_folder_is_no_package_and_knows_no_napari():
+    """A package `distributed` would hide Dask's."""
+    assert not (ROOT / "distributed" / "__init__.py").exists()
+    for path in (ROOT / "distributed").rglob("*.py"):
+        assert not re.search(r"^\s*(import|from) (napari|qtpy|magicgui|PyQt)", path.read_text(), re.MULTILINE), path
 
 
 @pytest.fixture(scope="module")
