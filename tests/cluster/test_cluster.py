@@ -88,14 +88,18 @@ def test_a_job_trains_a_cascade_stage_by_stage(whole, place):
     assert [stage.config.depth for stage in stages] == [3, 5]
 
 
-def test_a_trained_network_is_evolved_and_denoises(whole, cluster, place):
+def test_a_trained_network_is_evolved_on_packed_images_and_denoises(whole, cluster, place):
     from skimage import data
 
     import dn_core
 
-    output_of(cluster.drive(*arguments(place, "evolve", "ds.toml", "ds")))
+    packed = output_of(cluster.drive("distributed/pack.py", str(place / "images"), str(place / "pack"), "--shard", "3"))
+    assert "7 images in 3 shards, 1 held out" in packed
+    said = output_of(cluster.drive(*arguments(place, "evolve", "ds.toml", "ds", "--data", str(place / "pack"))))
+    assert "7 images, 1 held out, 0 files skipped" in said
     model = dn_core.load_model(place / "runs" / "ds" / "toy-ds.safetensors")
     assert model.config.blocks == ("separable",)
+    assert model.card.data["images"] == 7
     noisy = data.camera()[:96, :96]
     clean = dn_core.denoise(noisy, model=place / "runs" / "ds" / "toy-ds.safetensors")
     assert clean.shape == noisy.shape
