@@ -23,7 +23,7 @@ SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # nodes have their packages
 }
 STARTS = 5  # tries to get all workers, of a minute each
-TALK_SECONDS = 120  # a worker that does not hear of the others for so long gives up
+TALK_SECONDS = 600  # a worker that does not hear of the others for so long gives up; one may read images longer than the others
 
 
 def train_job(job: Job, *, wait: float = 30) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from dataclasses import dataclass
@@ -100,10 +101,14 @@ class Job:
         self.folder.write(SETTINGS_FILE, json.dumps(self._settings(), indent=1).encode())
 
     def _settings(self) -> dict[str, Any]:
-        start = None if self.start is None else {"name": self.start.card.name, "training": self.start.card.training}
+        start = None if self.start is None else _digest(self.start)
         plain = {"recipe": self.recipe.as_dict(), "workers": max(self.workers, 1), "precision": self.precision, "start": start}
         settings: dict[str, Any] = json.loads(json.dumps(plain))
         return settings
+
+
+def _digest(model: Checkpoint) -> str:
+    return hashlib.sha256(b"".join(model.weights[name].tobytes() for name in sorted(model.weights))).hexdigest()
 
 
 def load_start(recipe: Recipe, storage: Storage) -> Checkpoint | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import socket
 import sys
@@ -43,7 +42,9 @@ def train_worker(settings: dict[str, Any]) -> Outcome:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     keep_freed_memory()
     workers = Workers.of_process_group()
-    with _own_folder() as folder:
+    # A folder of its own: only what Ray takes of the first worker's to the storage counts.
+    with tempfile.TemporaryDirectory(prefix="dn-resnet-worker-") as name:
+        folder = Path(name)
         if checkpoint := ray.train.get_checkpoint():
             checkpoint.to_directory(folder)
             if workers.rank == 0:
@@ -65,7 +66,7 @@ def _train(job: Job, bank: Bank | None, folder: Path, workers: Workers) -> None:
     stages = train_stages(job.recipe, bank, folder, workers=workers, **options)
     with contextlib.closing(stages) as steps, _tensorboard(job, workers) as write:
         for step in steps:
-            finished = _stage_model(folder, job, step).exists()
+            finished = step.lr == 0  # a stage's last report, when its model is there, says nothing new
             if not (finished or step.done % job.recipe.epoch == 0 or step.done == step.total):
                 continue
             if workers.rank == 0:
@@ -97,17 +98,6 @@ def _tensorboard(job: Job, workers: Workers) -> Iterator[Callable[[TrainProgress
         yield write
 
 
-@contextlib.contextmanager
-def _own_folder() -> Iterator[Path]:
-    """A worker's own folder: only what Ray takes from the first one's to the storage counts. One that a killed worker left is removed."""
-    for old in Path(tempfile.gettempdir()).glob("dn-resnet-worker-*-*"):
-        process = int(old.name.split("-")[3])
-        if not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"dn-resnet-worker-{os.getpid()}-") as folder:
-        yield Path(folder)
-
-
 def _load(job: Job) -> tuple[Bank | None, str]:
     try:
         return load_images(job), ""
@@ -132,11 +122,6 @@ def _trouble_of_any(bank: Bank | None, trouble: str, workers: Workers) -> str:
         for item in bank.skipped:
             print(f"skipped {item.path}: {item.reason}", file=sys.stderr, flush=True)
     return ""
-
-
-def _stage_model(folder: Path, job: Job, step: TrainProgress) -> Path:
-    """The file in which a stage's model appears."""
-    return folder / job.model if step.stages == 1 else folder / f"stage-{step.stage}" / job.model
 
 
 def _publish(folder: Path, job: Job, published: set[str]) -> None:
