@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable
@@ -41,12 +42,12 @@ def read_shard(place: Storage, entry: dict[str, Any]) -> tuple[NDArray[Any], ...
 
     Raises
     ------
-    ValueError
-        When it is missing or not as the manifest says.
+    OSError
+        When it is missing or not as the manifest says; perhaps in this worker only, so that another try may help.
     """
     content = place.read(entry["name"])
     if content is None or hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{place.address}/{entry['name']} is missing or not as it was packed. Pack the images again.")
+        raise OSError(errno.EIO, "the shard is missing or not as it was packed; pack the images again", f"{place.address}/{entry['name']}")
     arrays = safetensors.numpy.load(content)
     return tuple(arrays[name] for name in sorted(arrays))
 
