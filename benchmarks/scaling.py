@@ -99,11 +99,14 @@ def typical(seconds: list[float]) -> float:
 def page(rows: list[Row], command: str) -> str:
     """The document."""
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, gloo, float32, one thread a worker"
+    load = os.getloadavg()[0]
     lines = [
         "# Training with several workers",
         "",
-        f"Made by `{command}` on {datetime.date.today():%Y-%m-%d}: {machine}; load average {os.getloadavg()[0]:.1f} at the end, so the ",
-        "machine also did other work. Compare the ratios, not the milliseconds. GPUs and several machines: not measured.",
+        f"Made by `{command}` on {datetime.date.today():%Y-%m-%d}: {machine}.",
+        f"Load average at the end: {load:.1f}; with more than {os.cpu_count()}, other work took its share, two workers could not have two",
+        "whole cores, and the speed-ups say little: make the page again on a machine that does nothing else. GPUs and several machines:",
+        "not measured.",
         "",
         f"A step of patches of {PATCH}x{PATCH}, in milliseconds; *shared*: two workers divide the batch; *twice*: each has a whole batch,",
         "so that a step sees twice the pixels. Speed-up is in pixels per second against one worker.",
