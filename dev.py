@@ -90,7 +90,7 @@ def test(arguments: list[str]) -> int:
     started = time.monotonic()
     if sys.platform == "linux":
         provide_system_packages()
-    set_up({"dev", "gui"})
+    set_up({"dev", "gui", "cluster"} if sys.platform == "linux" else {"dev", "gui"})  # tests of a cluster need Linux
     python = str(venv_python())
     checks = {
         "ruff": [python, "-m", "ruff", "check", "."],

@@ -137,7 +137,8 @@ class TrainWidget(Container):
         material = {name: _planes(layers[name]) for name in wanted}
         if self.way.value == REPEATS and self.axis.value >= layers["noisy"].ndim - 2:
             raise ValueError(
-                f"the axis of repeats is {self.axis.value}; one before rows and columns, 0..{layers['noisy'].ndim - 3}, is expected. Change it."
+                f"the axis of repeats is {self.axis.value}; one before rows and columns, at most {layers['noisy'].ndim - 3}, is expected. "
+                "Change it."
             )
         return material
 

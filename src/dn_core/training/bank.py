@@ -67,6 +67,11 @@ class Bank:
         return tuple(float(image.mean()) for image in self.images)
 
     @property
+    def count(self) -> int:
+        """How many images there are to cut patches from."""
+        return len(self.images)
+
+    @property
     def full_scale(self) -> float:
         """The value that stands for 1.0."""
         return float(np.iinfo(self.images[0].dtype).max)
@@ -78,6 +83,10 @@ class Bank:
             digest.update(f"{image.shape}{image.dtype}".encode())
             digest.update(np.ascontiguousarray(image).data)
         return digest.hexdigest()
+
+    def at(self, step: int, rank: int = 0, size: int = 1) -> Bank:
+        """The bank to cut from at a step of worker `rank` of `size`: this one. A bank that holds its images in turn gives those."""
+        return self
 
     def patches(self, count: int, size: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """`count` random patches, turned and mirrored at random, and the mean of the image each was cut from.

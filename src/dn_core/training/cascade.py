@@ -95,12 +95,25 @@ def plan_stages(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def train_stages(recipe: Recipe, bank: Bank, out: str | Path, *, allow: tuple[str, ...] = (), **options: Any) -> Generator[TrainProgress]:
+def train_stages(
+    recipe: Recipe,
+    bank: Bank,
+    out: str | Path,
+    *,
+    start: Checkpoint | None = None,
+    allow: tuple[str, ...] = (),
+    **options: Any,
+) -> Generator[TrainProgress]:
     """Train all stages of `recipe`; the model of the last one appears as ``out/<recipe.name>.safetensors``.
 
     A recipe of one stage (plan ``"once"``) is `fit` and has no folders of stages. Every stage has the recipe's phases as its budget. In a
     cascade it ends before, after a whole epoch whose mean loss is `recipe.drop` below that of the last epoch of the stage before.
     `options` are those of `fit`.
+
+    Parameters
+    ----------
+    start
+        The model that `recipe.start` names, where it cannot be found by that name.
 
     Yields
     ------
@@ -113,13 +126,13 @@ def train_stages(recipe: Recipe, bank: Bank, out: str | Path, *, allow: tuple[st
         As `fit`; and when `out` holds stages of another recipe or other data, or a finished stage's model has changed.
     """
     if recipe.plan == "once":
-        yield from fit(recipe, bank, out, allow=allow, **options)
+        yield from fit(recipe, bank, out, allow=allow, first=None if start is None else start.network(), **options)
         return
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     stages = plan_stages(recipe)
     state = _load_state(folder, recipe, bank, allow)
-    previous = _start_network(recipe)
+    previous = _start_network(recipe, start)
     for stage in stages:
         here = folder / f"stage-{stage.number}"
         if stage.number < len(state.done):
@@ -178,11 +191,11 @@ def train(recipe: str | Path | Recipe, images: str | Path | Bank, out: str | Pat
     return path
 
 
-def _start_network(recipe: Recipe) -> DnResNet | None:
+def _start_network(recipe: Recipe, start: Checkpoint | None) -> DnResNet | None:
     """The trained network that evolution begins with."""
     if not recipe.plan.startswith("evolve"):
         return None
-    checkpoint = registry.load(recipe.start)
+    checkpoint = start or registry.load(recipe.start)
     full: BlockKind = "full"
     expected = replace(recipe.network, blocks=(full,) * len(recipe.network.blocks))
     if checkpoint.config != expected:

@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from dn_core.training.bank import Bank
 from dn_core.training.material import CleanImages, Denoiser, Material
 from dn_core.training.optimizers import build_optimizers
 from dn_core.training.recipes import Recipe
+from dn_core.training.workers import Workers
 
 __all__ = [
     "STATE_FILE",
@@ -52,6 +53,7 @@ SCORES = ("psnr", "start_psnr", "best_psnr", "best_step", "scored_step")
 LOCK_FILE = "training.lock"
 REPORT_STEPS = 20
 WEIGHT_FLOOR = 8 / 255
+ALONE = Workers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def fit(
     allow: tuple[str, ...] = (),
     first: DnResNet | None = None,
     enough: float | None = None,
+    workers: Workers = ALONE,
 ) -> Generator[TrainProgress]:
     """Train `recipe` on `bank`; the model appears as ``out/<recipe.name>.safetensors``.
 
@@ -108,11 +111,15 @@ def fit(
         The network to start with, of the recipe's settings, instead of random weights or the recipe's `start`.
     enough
         End before the last step, after an epoch whose mean loss is at most this.
+    workers
+        The processes that train together, each with the same arguments but for `out`, a folder of its own. Each cuts its share of every
+        batch; all have the same weights after each step, save at the end of each epoch and end at the same step.
 
     Raises
     ------
     ValueError
-        When images are smaller than the recipe's patches, or `out` holds the state of another recipe, other data or another precision.
+        When images are smaller than the recipe's patches, a batch cannot be shared by the workers, or `out` holds the state of another
+        recipe, other data or another precision.
     BlockingIOError
         When another training is running in `out`.
     FloatingPointError
@@ -125,10 +132,12 @@ def fit(
         raise ValueError(
             f"the smallest image has a side of {smallest} pixels; at least the patch, {largest}, is expected. Use larger images."
         )
+    for phase in recipe.phases:
+        workers.share(phase.batch)
     if recipe.network.planes_in != 1:
         raise ValueError(f"the network takes {recipe.network.planes_in} planes; training takes single planes. Set planes_in to 1.")
     material = CleanImages(bank, noise_from_dict(recipe.noise))
-    run = Run(recipe, material, device, precision, stage=stage, rank=rank, first=first)
+    run = Run(recipe, material, device, precision, stage=stage, rank=rank, first=first, workers=workers)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
@@ -177,12 +186,13 @@ class Run:
         rank: int = 0,
         first: DnResNet | None = None,
         keep_best: bool = False,
+        workers: Workers = ALONE,
     ) -> None:
         if precision not in ("auto", "bfloat16", "float32"):
             raise ValueError(f"precision is {precision!r}; 'auto', 'bfloat16' or 'float32' is expected. Change precision.")
         if precision == "auto":
-            precision = "bfloat16" if bfloat16_helps(device) else "float32"
-        self.recipe, self.material, self.precision, self.keep_best = recipe, material, precision, keep_best
+            precision = "bfloat16" if workers.all_true(bfloat16_helps(device), torch.device(device)) else "float32"
+        self.recipe, self.material, self.precision, self.keep_best, self.workers = recipe, material, precision, keep_best, workers
         self.device = torch.device(device)
         self.stage, self.rank, self.step, self.loss, self.megapixels = stage, rank, 0, math.nan, 0.0
         self.epoch_loss, self.epoch_sum, self.rate = math.nan, 0.0, 1.0
@@ -191,6 +201,7 @@ class Run:
             self.network.load_state_dict(_start_weights(recipe) if first is None else first.state_dict())
         self.start = _fingerprint(self.network) if first is not None or recipe.start else ""
         self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.compute = workers.wrap(self.network)
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.optimizers = build_optimizers(self.network, recipe.optimizer, recipe.lr)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
@@ -212,12 +223,14 @@ class Run:
     def advance(self) -> float:
         """One step of the optimizers; the loss it saw."""
         phase = self.recipe.phase_at(self.step)
-        rng = np.random.default_rng((self.recipe.seed, self.stage, self.rank, self.step))
-        clean, noisy, means = self.material.batch(phase, rng, self.device)
+        workers = self.workers
+        rng = np.random.default_rng((self.recipe.seed, self.stage, self.rank + workers.rank, self.step))
+        material = self.material.at(self.step, workers.rank, workers.size)
+        clean, noisy, means = material.batch(replace(phase, batch=workers.share(phase.batch)), rng, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            denoised = self.network(self._with_map(noisy), means)
+            denoised = self.compute(self._with_map(noisy), means)
         loss = _loss(self.recipe, denoised, clean, noisy.std)
-        value = float(loss.detach())
+        value = self.workers.mean(float(loss.detach()), self.device)
         self._check_finite("loss", value)
         factor = self.rate * _rate_factor(self.recipe, self.step)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
@@ -231,12 +244,13 @@ class Run:
             optimizer.step()
         self._average_weights()
         self.step += 1
-        self.megapixels += clean.numel() / 1e6
+        self.megapixels += clean.numel() * self.workers.size / 1e6
         self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
         self.epoch_sum += value
         if self.epoch_ends:
-            self.epoch_loss = self.epoch_sum / ((self.step - 1) % self.recipe.epoch + 1)
-            self.epoch_sum = 0.0
+            mean = self.epoch_sum / ((self.step - 1) % self.recipe.epoch + 1)
+            self.epoch_loss, self.epoch_sum = self.workers.of_first(mean, self.device), 0.0
+            self.workers.check_equal(self.network.state_dict().values(), self.device)
         self.whole = True
         return value
 
@@ -305,7 +319,7 @@ class Run:
             raise ValueError(
                 f"{path} is not the state of a training; one written by dn-resnet train is expected. Choose another output folder."
             )
-        state = json.loads(metadata[STATE_KEY])
+        state = {"workers": 1, **json.loads(metadata[STATE_KEY])}
         if different := differences(self._identity(), state, allow):
             raise ValueError(
                 f"{path} belongs to another training ({'; '.join(different)}); the same is expected. Choose another output folder, or "
@@ -344,7 +358,7 @@ class Run:
         recipe = json.loads(json.dumps(self.recipe.as_dict()))
         return {
             **{"recipe": recipe, "data": self.data, "precision": self.precision},
-            **{"stage": self.stage, "rank": self.rank, "start": self.start},
+            **{"stage": self.stage, "rank": self.rank, "start": self.start, "workers": self.workers.size},
         }
 
 
@@ -390,7 +404,8 @@ def _steps(
             run.go_back(state_path, error, allow)
             continue
         score = run.score() if run.epoch_ends else None
-        if run.epoch_ends or time.monotonic() - saved > save_seconds:
+        # Workers must all go back to the same step, if they have to.
+        if run.epoch_ends or (run.workers.size == 1 and time.monotonic() - saved > save_seconds):
             run.save(state_path)
             saved = time.monotonic()
         if run.epoch_ends or run.step % REPORT_STEPS == 0 or time.monotonic() - reported > report_seconds:
@@ -409,13 +424,15 @@ def _progress(run: Run, rate: float, score: float | None) -> TrainProgress:
 def _checkpoint(run: Run, material: CleanImages) -> Checkpoint:
     """The averaged weights with a card."""
     recipe, score = run.recipe, run.score()
+    together = {"workers": run.workers.size} if run.workers.size > 1 else {}
+    training = {"steps": run.step, "megapixels": round(run.megapixels, 1), "precision": run.precision, "torch": torch.__version__}
     card = Card(
         name=recipe.name,
         description=recipe.description,
         noise=recipe.noise_text,
         recipe=recipe.as_dict(),
         data=material.describe(),
-        training={"steps": run.step, "megapixels": round(run.megapixels, 1), "precision": run.precision, "torch": torch.__version__},
+        training={**training, **together},
         scores={} if score is None else {"held_out_sigma25_psnr": round(score, 3)},
     )
     return Checkpoint(recipe.network, arrays_of(run.average), card)

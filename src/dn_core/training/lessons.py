@@ -85,6 +85,10 @@ class Lessons:
         """See `Material.fingerprint`."""
         return self.images.fingerprint()
 
+    def at(self, step: int, rank: int, size: int) -> Lessons:
+        """See `Material.at`."""
+        return self
+
     def batch(self, phase: Phase, rng: np.random.Generator, device: torch.device) -> Batch:
         """Random patches, turned and mirrored at random; of repeats two different ones, the second to be predicted from the first."""
         shape = (phase.batch, 1, phase.patch, phase.patch)

@@ -43,6 +43,10 @@ class Material(Protocol):
         """A hash of all pixels, in order: a resumed run must find the same."""
         ...
 
+    def at(self, step: int, rank: int, size: int) -> Material:
+        """What worker `rank` of `size` learns from at a step."""
+        ...
+
     def batch(self, phase: Phase, rng: np.random.Generator, device: torch.device) -> Batch:
         """A batch in which everything random comes from `rng`."""
         ...
@@ -62,6 +66,10 @@ class CleanImages:
     def fingerprint(self) -> str:
         """See `Material.fingerprint`."""
         return self.bank.fingerprint()
+
+    def at(self, step: int, rank: int, size: int) -> CleanImages:
+        """See `Material.at`."""
+        return CleanImages(self.bank.at(step, rank, size), self.noise)
 
     def batch(self, phase: Phase, rng: np.random.Generator, device: torch.device) -> Batch:
         """See `Material.batch`."""
@@ -86,4 +94,4 @@ class CleanImages:
 
     def describe(self) -> dict[str, Any]:
         """What a card says of it."""
-        return {"images": len(self.bank.images), "held_out": len(self.bank.held_out), "sha256": self.fingerprint()}
+        return {"images": self.bank.count, "held_out": len(self.bank.held_out), "sha256": self.fingerprint()}

@@ -1,0 +1,150 @@
+"""What each worker does: dn_core's stages, with a checkpoint for Ray at the end of each epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from torch import distributed
+
+from dn_cluster.job import Job, describe, load_images
+from dn_core.memory import keep_freed_memory
+from dn_core.training.bank import Bank
+from dn_core.training.cascade import train_stages
+from dn_core.training.fit import TrainProgress
+from dn_core.training.workers import Workers
+
+__all__ = ["Outcome", "train_worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a worker ended: with the finished model's name in the run's folder, or with what it refused to do, in a sentence."""
+
+    model: str = ""
+    refused: str = ""
+
+
+def train_worker(settings: dict[str, Any]) -> Outcome:
+    """Train from the last checkpoint to the end. An error that would come again on another try is not raised, or Ray would try again."""
+    job: Job = settings["job"]
+    logging.getLogger().setLevel(logging.WARNING)  # Ray tells of each report, in each worker
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    keep_freed_memory()
+    workers = Workers.of_process_group()
+    # A folder of its own: only what Ray takes of the first worker's to the storage counts.
+    with tempfile.TemporaryDirectory(prefix="dn-resnet-worker-") as name:
+        folder = Path(name)
+        if checkpoint := ray.train.get_checkpoint():
+            checkpoint.to_directory(folder)
+            if workers.rank == 0:
+                print("resuming from", Path(checkpoint.path).name, flush=True)
+        bank, trouble = _load(job)
+        if trouble := _trouble_of_any(bank, trouble, workers):
+            return Outcome(refused=trouble)
+        try:
+            _train(job, bank, folder, workers)
+        except (ValueError, FloatingPointError) as error:  # the same in all workers
+            return Outcome(refused=str(error))
+    return Outcome(model=job.model)
+
+
+def _train(job: Job, bank: Bank | None, folder: Path, workers: Workers) -> None:
+    assert bank is not None
+    options = {"start": job.start, "device": str(ray.train.torch.get_device()), "precision": job.precision, "allow": job.allow}
+    published: set[str] = set()
+    stages = train_stages(job.recipe, bank, folder, workers=workers, **options)
+    with contextlib.closing(stages) as steps, _tensorboard(job, workers) as write:
+        for step in steps:
+            finished = step.lr == 0  # a stage's last report, when its model is there, says nothing new
+            if not (finished or step.done % job.recipe.epoch == 0 or step.done == step.total):
+                continue
+            if workers.rank == 0:
+                if not finished:
+                    print(describe(step), flush=True)
+                    write(step)
+                _publish(folder, job, published)
+            _report(folder, step, workers)
+
+
+@contextlib.contextmanager
+def _tensorboard(job: Job, workers: Workers) -> Iterator[Callable[[TrainProgress], None]]:
+    """What writes an epoch to TensorBoard's files, if that is wanted."""
+    if not job.tensorboard or workers.rank != 0:
+        yield lambda step: None
+        return
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(f"{job.folder.address}/tensorboard") as writer:
+
+        def write(step: TrainProgress) -> None:
+            done = step.stage * job.recipe.steps + step.done
+            names = ("loss", "psnr", "lr", "megapixels_per_second")
+            for name, value in zip(names, (step.epoch_loss, step.psnr, step.lr, step.megapixels_per_second), strict=True):
+                if value is not None:
+                    writer.add_scalar(name, value, done)
+            writer.flush()
+
+        yield write
+
+
+def _load(job: Job) -> tuple[Bank | None, str]:
+    try:
+        return load_images(job), ""
+    except (ValueError, OSError) as error:
+        return None, str(error)
+
+
+def _trouble_of_any(bank: Bank | None, trouble: str, workers: Workers) -> str:
+    """What keeps any of the workers from beginning; all learn of it, so that none waits for one that has given up."""
+    mine = (socket.gethostname(), "" if bank is None else bank.fingerprint(), trouble)
+    found = [mine] * workers.size
+    if workers.size > 1:
+        distributed.all_gather_object(found, mine)
+    for rank, (host, _, text) in enumerate(found):
+        if text:
+            return f"worker {rank} on {host}: {text}"
+    if len({data for _, data, _ in found}) > 1:
+        hosts = ", ".join(sorted({host for host, _, _ in found}))
+        return f"the workers on {hosts} read different images; the same are expected. Give all nodes the same data folder."
+    if bank is not None and workers.rank == 0:
+        print(f"{bank.count} images, {len(bank.held_out)} held out, {len(bank.skipped)} files skipped", flush=True)
+        for item in bank.skipped:
+            print(f"skipped {item.path}: {item.reason}", file=sys.stderr, flush=True)
+    return ""
+
+
+def _publish(folder: Path, job: Job, published: set[str]) -> None:
+    """Put models of finished stages, and the last one, into the run's folder."""
+    for path in sorted(folder.rglob(job.model)):
+        name = job.model if path.parent == folder else f"{path.parent.name}.safetensors"
+        if name not in published:
+            job.folder.write(name, path.read_bytes())
+            published.add(name)
+
+
+def _report(folder: Path, step: TrainProgress, workers: Workers) -> None:
+    """Tell Ray how far it is; the first worker gives its files along."""
+    metrics = {
+        **{"stage": step.stage, "stages": step.stages, "epoch": step.epoch, "step": step.done, "loss": step.epoch_loss, "lr": step.lr},
+        **{"psnr": step.psnr, "megapixels": step.megapixels, "megapixels_per_second": step.megapixels_per_second},
+        **{"seconds_left": step.seconds_left},
+    }
+    if workers.rank != 0:
+        ray.train.report(metrics)
+        return
+    for number in range(step.stage):  # of finished stages only the models are needed
+        (folder / f"stage-{number}" / "state.safetensors").unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="dn-resnet-checkpoint-") as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock", ".part-*"))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(copy))

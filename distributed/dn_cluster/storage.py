@@ -1,0 +1,101 @@
+"""The place that all nodes reach, where a run keeps its settings, checkpoints and models: a folder, or an address such as s3://."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dn_core.safe_write import replaced_file
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+__all__ = ["Storage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A folder by its absolute path, or an address that pyarrow knows (``s3://``, ``gs://`` ...); names in it have / between parts."""
+
+    address: str
+
+    @classmethod
+    def at(cls, place: str) -> Storage:
+        """The storage at a path, made absolute, or at an address."""
+        return cls(place.rstrip("/") if "://" in place else os.path.abspath(place))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder."""
+        return "://" not in self.address
+
+    def within(self, name: str) -> Storage:
+        """The folder `name` in it."""
+        return Storage(f"{self.address}/{name}")
+
+    def filesystem(self) -> tuple[FileSystem, str]:
+        """For pyarrow and Ray: the file system, and the path in it.
+
+        Raises
+        ------
+        ValueError
+            When the address is of no kind that pyarrow knows.
+        """
+        from pyarrow import fs
+
+        if self.is_local:
+            return fs.LocalFileSystem(), self.address
+        kind, _, path = self.address.partition("://")
+        if kind == "s3":
+            endpoint = os.environ.get("AWS_ENDPOINT_URL")
+            # Without a delayed open every small file is a multipart upload, which some servers of the protocol refuse.
+            return fs.S3FileSystem(endpoint_override=endpoint, allow_delayed_open=True), path
+        try:
+            return fs.FileSystem.from_uri(self.address)
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"storage is {self.address!r}, which cannot be used ({error}); a folder or an address such as s3://bucket/folder is "
+                "expected. Change --storage."
+            ) from error
+
+    def read(self, name: str) -> bytes | None:
+        """What is there under `name`; None where nothing is."""
+        if self.is_local:
+            path = Path(self.address, name)
+            return path.read_bytes() if path.is_file() else None
+        system, root = self.filesystem()
+        try:
+            with system.open_input_stream(f"{root}/{name}") as file:
+                content: bytes = file.read()
+                return content
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put it there, whole or not at all."""
+        if self.is_local:
+            path = Path(self.address, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replaced_file(path) as temporary:
+                temporary.write_bytes(content)
+            return
+        system, root = self.filesystem()
+        with system.open_output_stream(f"{root}/{name}") as file:  # visible when it is closed
+            file.write(content)
+
+    def remove(self, name: str) -> None:
+        """Take it away; nothing where there is none."""
+        if self.is_local:
+            Path(self.address, name).unlink(missing_ok=True)
+        elif self.exists(name):
+            system, root = self.filesystem()
+            system.delete_file(f"{root}/{name}")
+
+    def exists(self, name: str) -> bool:
+        """Whether a file of this name is there."""
+        if self.is_local:
+            return Path(self.address, name).is_file()
+        system, root = self.filesystem()
+        return bool(system.get_file_info(f"{root}/{name}").is_file)

@@ -1,0 +1,109 @@
+"""The scripts without a cluster: `--workers 0`, and what they refuse before they ask Ray for anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from skimage import data
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RECIPE = """
+base = "paper-blind"
+name = "toy"
+epoch = 4
+drop = 0
+
+[network]
+family = "paper"
+layers = 5
+
+[[phase]]
+steps = 8
+batch = 2
+patch = 32
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("place")
+    (place / "images").mkdir()
+    for picture in (data.camera, data.coins, data.moon, data.page, data.text):
+        Image.fromarray(picture()[:96, :96]).save(place / "images" / f"{picture.__name__}.png")
+    (place / "toy.toml").write_text(RECIPE)
+    return place
+
+
+def run(*command: object, code: int = 0, **environment: str) -> str:
+    """A command from another folder than the checkout's, as a bare checkout's user has it: without PYTHONPATH."""
+    variables = {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=variables, cwd=ROOT.parent, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def script(name: str, place: Path, *more: object, code: int = 0) -> str:
+    command = (ROOT / "distributed" / f"{name}.py", place / "toy.toml", "--data", place / "images", "--storage", place / "runs")
+    return run(*command, "--workers", 0, *more, code=code)
+
+
+def test_the_folder_is_no_package_and_knows_no_napari():
+    """A package `distributed` would hide Dask's."""
+    assert not (ROOT / "distributed" / "__init__.py").exists()
+    for path in (ROOT / "distributed").rglob("*.py"):
+        assert not re.search(r"^\s*(import|from) (napari|qtpy|magicgui|PyQt)", path.read_text(), re.MULTILINE), path
+
+
+@pytest.fixture(scope="module")
+def here(place):
+    return script("cascade", place, "--name", "here")
+
+
+def test_without_workers_the_weights_are_those_of_dn_resnet_train(here, place):
+    command = ("-m", "dn_core.cli", "train", place / "toy.toml", "--data", place / "images", "--out", place / "plain")
+    run(*command, PYTHONPATH=str(ROOT / "src"))
+    assert (place / "runs" / "here" / "toy.safetensors").read_bytes() == (place / "plain" / "toy.safetensors").read_bytes()
+
+
+def test_each_epoch_has_a_line(here):
+    lines = [line.partition(": loss")[0] for line in here.splitlines() if ": loss" in line]
+    expected = [f"stage {stage} of 2, epoch {epoch}, step {4 * epoch} of 8" for stage in (1, 2) for epoch in (1, 2)]
+    assert lines == expected
+
+
+def test_what_is_done_is_not_done_again(here, place):
+    assert "here is already done" in script("cascade", place, "--name", "here")
+
+
+def test_another_recipe_under_an_old_name_is_refused(here, place):
+    said = script("cascade", place, "--name", "here", "--steps", 16, code=1)
+    assert "holds another training (recipe.phases: " in said
+    assert "Choose another --name" in said
+
+
+def test_a_recipe_of_the_other_script_is_refused(place):
+    assert "error: the plan of" in (said := script("evolve", place, code=1))
+    assert "Use cascade.py for it" in said
+
+
+def test_a_missing_folder_is_named(place):
+    said = script("cascade", place, "--name", "missing", "--data", place / "nowhere", code=1)
+    assert said.startswith("error: ")
+    assert "nowhere" in said
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", ".hidden", "a/b"])
+def test_a_name_is_no_path(name, place):
+    assert "letters, digits" in script("cascade", place, "--name", name, code=1)
+    assert not (place / "elsewhere").exists()
+
+
+def test_a_batch_must_divide_by_the_workers(place):
+    """It is said before Ray is asked for anything."""
+    assert "a batch of 2 patches is to be shared by 3 workers" in script("cascade", place, "--workers", 3, code=1)
