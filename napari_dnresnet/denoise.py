@@ -18,7 +18,7 @@ from napari_dnresnet.jobs import Job, sentence, time_left
 from napari_dnresnet.layers import Axes, default_axes, highest_level, readable, time_axes
 from napari_dnresnet.models import model_list, model_names
 from napari_dnresnet.preview import Preview, Wish
-from napari_dnresnet.results import METADATA, Plan, Result, empty_target, model_hash, residual_settings
+from napari_dnresnet.results import METADATA, Plan, Result, discard, empty_target, model_hash, residual_settings
 from napari_dnresnet.settings import preferences
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class DenoiseWidget(Container):
         self._results: list[Result] = []
         self._filling: Result | None = None
         self._takes_noise = False
+        self._followed: Image | None = None
         self.layer = ComboBox(label="Layer", choices=self._layers, nullable=True)
         self.model = ComboBox(label="Model", choices=model_names)
         self.axes = LineEdit(label="Axes")
@@ -128,6 +129,9 @@ class DenoiseWidget(Container):
         active = self.viewer.layers.selection.active
         if not self._alive or active not in [layer for _, layer in self._layers()] or METADATA in active.metadata:
             return
+        if active == self._followed:  # a preview that comes or goes changes the selection for a moment
+            return
+        self._followed = active
         self.layer.reset_choices()
         self.layer.value = active
 
@@ -283,9 +287,10 @@ class DenoiseWidget(Container):
         result, self._filling = self._filling, None
         if result is None:
             return
-        self._results.remove(result)
+        self._results = [other for other in self._results if other is not result]
         if self._alive and result.layer in self.viewer.layers:
             self.viewer.layers.remove(result.layer)
+        discard(result.whole)
 
     # After the run
 
@@ -357,7 +362,6 @@ class DenoiseWidget(Container):
             result.close()
             self._results.remove(result)
             if result is self._filling:
-                self._filling = None
                 self.cancel()
         for result in self._results:
             if event.value == result.source:

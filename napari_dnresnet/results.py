@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-__all__ = ["METADATA", "Plan", "Result", "empty_target", "model_hash", "residual_settings"]
+__all__ = ["METADATA", "Plan", "Result", "discard", "empty_target", "model_hash", "residual_settings"]
 
 METADATA = "dnresnet"
 """Where a result layer's metadata has its settings."""
@@ -154,6 +154,12 @@ def empty_target(plan: Plan, folder: str = "") -> Any:
         chunks[-1] = plan.axes.shape[-1]
     dtype = np.dtype(plan.data.dtype).newbyteorder("=")
     return zarr.create_array(_temporary_store(own), shape=plan.axes.shape, dtype=dtype, chunks=tuple(chunks))
+
+
+def discard(array: Any) -> None:
+    """Delete the files of an array by `empty_target` that nobody will look at."""
+    if not isinstance(array, np.ndarray):
+        shutil.rmtree(Path(array.store.root).parent, ignore_errors=True)
 
 
 def _temporary_store(folder: str) -> Any:

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -22,9 +23,20 @@ def _on_a_real_screen(qapp: Any) -> None:
 @pytest.fixture
 def own_settings(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Preferences and models of this test alone."""
+    from napari.settings import get_plugin_settings
+
+    from napari_dnresnet.settings import Preferences
+
     monkeypatch.setenv("NAPARI_CONFIG", os.fspath(tmp_path / "settings.yaml"))
     monkeypatch.setenv("DN_MODELS", os.fspath(tmp_path / "models"))
-    return tmp_path
+    # napari keeps a plugin's preferences in one place, whatever NAPARI_CONFIG says: the user's come back afterwards.
+    general = get_plugin_settings("napari-dnresnet").general
+    users = {name: getattr(general, name) for name in Preferences.__dataclass_fields__}
+    for name, value in asdict(Preferences()).items():
+        setattr(general, name, value)
+    yield tmp_path
+    for name, value in users.items():
+        setattr(general, name, value)
 
 
 @pytest.fixture

@@ -286,10 +286,12 @@ def test_a_missing_folder_for_large_results_is_explained(viewer, open_widget, mo
     from napari.settings import get_plugin_settings
 
     monkeypatch.setattr(results, "LARGE_BYTES", 0)
-    monkeypatch.setattr(get_plugin_settings("napari-dnresnet").general, "folder", "/nope")
+    preferences = get_plugin_settings("napari-dnresnet").general
+    preferences.folder = "/nope"
     viewer.add_image(picture((40, 50)), name="image")
     widget = open_widget(NAME)
     widget.start()
+    preferences.folder = ""
     assert widget.status.value == "The folder for large results is not there; make it, or name another in the plugin's preferences: /nope"
 
 
