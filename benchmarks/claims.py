@@ -102,7 +102,7 @@ def table(rows: list[Row], test: Path, steps: int) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     megapixels = steps * BATCH * PATCH**2 / 1e6
     note = (
-        f"{len(by_variant['once'])} seeds, mean ± standard deviation, on the {len(read_images(test))} images of {test.name}. One-shot: "
+        f"Seeds: {len(by_variant['once'])} (mean ± standard deviation), on the {len(read_images(test))} images of {test.name}. One-shot: "
         f"{megapixels:.0f} Mpx ({steps} steps of {BATCH} patches of {PATCH}x{PATCH}); cascades cost the same, evolutions half of it on top."
     )
     return "\n".join([*lines, "", note])
@@ -112,9 +112,9 @@ COLUMNS = (("psnr", 3), ("ssim", 4), ("psnr_gaussian_25", 3))
 
 
 def spread(values: list[float], digits: int, signed: bool = False) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):{'+' if signed else ''}.{digits}f} ± {deviation:.{digits}f}"
+    """Mean and, of several values, standard deviation."""
+    mean = f"{statistics.fmean(values):{'+' if signed else ''}.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def main() -> None:

@@ -43,8 +43,8 @@ class Part:
 
 
 PARTS = (
-    Part("table 3", 3, ("set12",), ("dn-resnet-13", "ds-dn-resnet-13", "dn-fast")),
-    Part("table 5", 5, ("set14", "bsd200"), ("dn-resnet-13", "ds-dn-resnet-13", "dn-fast"), ("dncnn_b",)),
+    Part("table 3", 3, ("set12",), ("dn-resnet-13", "dn-fast")),
+    Part("table 5", 5, ("set14", "bsd200"), ("dn-resnet-13", "dn-fast"), ("dncnn_b",)),
     Part("jpeg", None, ("classic5",), ("dn-jpeg",), ("dncnn3",), ("jpeg 10", "jpeg 20", "jpeg 30", "jpeg 40")),
 )
 
