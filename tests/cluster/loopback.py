@@ -35,6 +35,7 @@ class Network:
                 self.holder, self.prefix = holder, ["nsenter", "--target", str(holder.pid), *enter, "--net", "--"]
                 return
             holder.wait()
+            holder.stdout.close()
 
     def has(self, pid: int) -> bool:
         """Whether a process is in it."""
@@ -47,6 +48,7 @@ class Network:
         if self.holder is not None:
             self.holder.kill()
             self.holder.wait()
+            self.holder.stdout.close()
 
 
 class Cluster:
