@@ -41,6 +41,7 @@ _USAGE_ERROR: type[Any] = typer.BadParameter.__bases__[0]
 # What a bad file or a full machine raises; RuntimeError is how engines say that they cannot go on.
 _FAILURES = (ValueError, TypeError, OSError, MemoryError, RuntimeError, ArithmeticError, ImportError)
 _IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".zarr")
+_stopped_by: list[int] = []  # signals that have come
 _WIDE = 250  # columns of a table that no terminal shows: nothing is wrapped
 
 
@@ -114,6 +115,7 @@ def denoise(
             with _bar(job.source.name) as advance:
                 _denoise_file(job, loaded, options, channel_axis, missing, compare, overwrite, advance)
         except _FAILURES as error:
+            _end_if_stopped()
             if debug:
                 raise
             failed += 1
@@ -417,6 +419,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
+        _end_if_stopped()
         if "--debug" in sys.argv:
             raise
         _say(f"{type(error).__name__}: {_sentence(error)} (--debug shows where)")
@@ -594,6 +597,7 @@ def _explained(debug: bool) -> Iterator[None]:
     except typer.Exit:
         raise
     except _FAILURES as error:
+        _end_if_stopped()
         if debug or isinstance(error, BrokenPipeError):
             raise
         _say(_sentence(error))
@@ -618,10 +622,17 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         _say(f"warning: {message}")
 
 
+def _end_if_stopped() -> None:
+    """Modules in C that are just being imported turn the end by a signal into an ImportError; it is an end all the same."""
+    if _stopped_by:
+        raise SystemExit(128 + _stopped_by[0])
+
+
 def _stop_on_signals() -> None:
     """SIGTERM and SIGHUP end as an exception, so that half-written files are removed on the way out."""
 
     def stop(number: int, _: FrameType | None) -> None:
+        _stopped_by.append(number)
         raise SystemExit(128 + number)
 
     for name in ("SIGTERM", "SIGHUP"):
