@@ -236,7 +236,7 @@ class DenoiseWidget(Container):
             self.tell("Cancelled.")
 
     def _add(self, plan: Plan, whole: Any, source: Image) -> Result:
-        """Add a result's layer; the layer that was chosen stays so."""
+        """Add a result's layer."""
         result = Result.added(self.viewer, plan, whole, source)
         self._results.append(result)
         return result
@@ -248,7 +248,7 @@ class DenoiseWidget(Container):
             self._finish(self._filling or self._add(plan, step.result, source), step)
             return
         self.bar.max, self.bar.value = step.total, step.done
-        self.tell(f"{step.done} of {step.total} tiles {', ' * (step.done > 0)}{time_left(step.seconds_left)}")
+        self.tell(", ".join(filter(None, (f"{step.done} of {step.total} tiles", time_left(step.seconds_left)))))
         if self._filling is not None and time.monotonic() > self._refresh_after:
             began = time.monotonic()
             self._filling.layer.refresh()

@@ -31,3 +31,14 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}; set DN_DATA to the folder with the test images")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Training with one thread: the order in which threads add up numbers changes the last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

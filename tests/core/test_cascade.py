@@ -25,12 +25,7 @@ GAUSSIAN = ({"kind": "gaussian", "sigma": 25},)
 CASCADE = Recipe("grown", paper_config(7), GAUSSIAN, (Phase(6, batch=2, patch=16),), plan="cascade", epoch=2, drop=0.0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

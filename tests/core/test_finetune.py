@@ -31,13 +31,7 @@ QUICK = {"steps": 60, "lr": 1e-2}
 posix = pytest.mark.skipif(os.name == "nt", reason="signals and pipes as POSIX has them")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The order in which threads add up numbers changes the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

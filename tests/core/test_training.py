@@ -70,13 +70,7 @@ patch = 16
 SKIMAGE = (data.camera, data.coins, data.moon, data.page, data.text)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The order in which threads add up numbers changes the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

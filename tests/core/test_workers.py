@@ -26,12 +26,7 @@ CASCADE = Recipe("grown", paper_config(5), GAUSSIAN, (Phase(6, batch=4, patch=16
 ONCE = dataclasses.replace(CASCADE, plan="once")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_bank():
