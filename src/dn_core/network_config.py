@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-__all__ = ["BlockKind", "NetworkConfig", "half_resolution_config", "paper_config"]
+__all__ = ["BlockKind", "BlockStart", "NetworkConfig", "half_resolution_config", "paper_config"]
 
 BlockKind = Literal["full", "separable"]
+BlockStart = Literal["identity", "paper"]
 
 MAX_CHANNELS = 1024
 MAX_BLOCKS = 256

@@ -6,26 +6,33 @@ Every network here is bias-free, so ``f(a * x) == a * f(x)`` for ``a > 0``: resu
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dn_core.network_config import BlockKind, NetworkConfig, half_resolution_config, paper_config
+from dn_core.network_config import BlockKind, BlockStart, NetworkConfig, half_resolution_config, paper_config
 
 __all__ = [
     "BlockKind",
+    "BlockStart",
     "DnResNet",
     "NetworkConfig",
     "ResBlock",
     "SeparableBlock",
     "count_macs",
     "count_parameters",
+    "grow",
     "half_resolution_config",
     "insert_block",
     "paper_config",
     "replace_block",
 ]
+
+PAPER_STD = 0.001
+SMALL = 0.1
+"""How far a new separable block's pointwise weights are scaled down: at zero its last ReLU would never learn."""
 
 
 class ResBlock(nn.Module):
@@ -108,19 +115,42 @@ class DnResNet(nn.Module):
         return result + mean if mean is not None and self.config.centred else result
 
 
-def insert_block(network: DnResNet, *, std: float = 0.001, generator: torch.Generator | None = None) -> DnResNet:
+def insert_block(network: DnResNet, *, start: BlockStart = "paper", generator: torch.Generator | None = None) -> DnResNet:
     """A network with one more ResBlock before the last layer, the rest inherited (cascade training, section 3.1).
 
-    The new block's weights are drawn from N(0, `std`^2).
+    The new block's weights are drawn from N(0, 0.001^2), as the paper does, or with ``start="identity"`` so that the network computes what
+    it did without the block: He's weights first, zeros last.
     """
     grown = _new_network(replace(network.config, blocks=(*network.config.blocks, "full"))).to(network.last.weight)
     grown.load_state_dict(network.state_dict(), strict=False)
-    _draw_normal(grown.blocks[-1], std, generator)
+    _start_block(grown.blocks[-1], start, generator)
     return grown
 
 
-def replace_block(network: DnResNet, index: int, *, std: float = 0.001, generator: torch.Generator | None = None) -> DnResNet:
-    """A network whose ResBlock `index` is a new depthwise-separable one, the rest inherited (evolution, section 3.2)."""
+def grow(network: DnResNet, config: NetworkConfig, *, start: BlockStart, generator: torch.Generator | None = None) -> DnResNet:
+    """`network` with as many full blocks inserted as `config` has more, or the same network where that has none.
+
+    Raises
+    ------
+    ValueError
+        When the two differ in more than full blocks at the end.
+    """
+    have, wanted = network.config.blocks, config.blocks
+    if replace(config, blocks=have) != network.config or wanted[: len(have)] != have or "separable" in wanted[len(have) :]:
+        raise ValueError(
+            f"a network of {network.config.depth} layers cannot become the one asked for ({config.depth} layers) by inserting full blocks "
+            "before its last layer; the same settings with as many or more blocks are expected. Change the network."
+        )
+    for _ in wanted[len(have) :]:
+        network = insert_block(network, start=start, generator=generator)
+    return network
+
+
+def replace_block(network: DnResNet, index: int, *, start: BlockStart = "paper", generator: torch.Generator | None = None) -> DnResNet:
+    """A network whose ResBlock `index` is a new depthwise-separable one, the rest inherited (evolution, section 3.2).
+
+    The new block's weights are drawn from N(0, 0.001^2), or with ``start="identity"`` so that it hardly changes what goes through it.
+    """
     count = len(network.config.blocks)
     if not -count <= index < count:
         raise ValueError(f"index is {index}; the network has {count} blocks. Give one of {-count}..{count - 1}.")
@@ -130,7 +160,7 @@ def replace_block(network: DnResNet, index: int, *, std: float = 0.001, generato
     evolved = _new_network(replace(network.config, blocks=tuple(kinds))).to(network.last.weight)
     kept = {name: value for name, value in network.state_dict().items() if not name.startswith(f"blocks.{index}.")}
     evolved.load_state_dict(kept, strict=False)
-    _draw_normal(evolved.blocks[index], std, generator)
+    _start_block(evolved.blocks[index], start, generator)
     return evolved
 
 
@@ -178,8 +208,20 @@ def _start_weights(network: DnResNet) -> None:
         network.last.weight.mul_(0.1 if network.config.residual else 1.0)
 
 
-def _draw_normal(block: nn.Module, std: float, generator: torch.Generator | None) -> None:
+def _start_block(block: nn.Module, start: BlockStart, generator: torch.Generator | None) -> None:
+    if start not in get_args(BlockStart):
+        raise ValueError(f"start is {start!r}; one of {get_args(BlockStart)} is expected. Change start.")
+    first, last = block.parameters()
+    if start == "paper":
+        deviations = (PAPER_STD, PAPER_STD)
+    else:
+        scale = SMALL if isinstance(block, SeparableBlock) else 0.0
+        deviations = (_he(first), scale * _he(last))
     with torch.no_grad():
-        for parameter in block.parameters():
-            values = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
-            parameter.copy_(values)
+        for weight, deviation in zip((first, last), deviations, strict=True):
+            weight.copy_(torch.empty(weight.shape).normal_(0.0, 1.0, generator=generator) * deviation)
+
+
+def _he(weight: Tensor) -> float:
+    """He's standard deviation: 2 / inputs, rooted."""
+    return float((2 / weight[0].numel()) ** 0.5)

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dn_core.network_config import NetworkConfig, half_resolution_config, paper_config
-from dn_core.networks import DnResNet, count_macs, count_parameters, insert_block, replace_block
+from dn_core.networks import DnResNet, count_macs, count_parameters, grow, insert_block, replace_block
 
 SIZE = (480, 640)
 
@@ -101,6 +103,27 @@ def test_replaced_block_inherits_everything_else():
     assert count_parameters(evolved) == count_parameters(network) - 2 * 9 * 32**2 + 9 * 32 + 32**2
     kept = [name for name in network.state_dict() if not name.startswith("blocks.2")]
     assert all(torch.equal(evolved.state_dict()[name], network.state_dict()[name]) for name in kept)
+
+
+@pytest.mark.parametrize("config", [paper_config(5), half_resolution_config(8, 1)])
+def test_an_inserted_identity_changes_nothing_yet_can_learn(config):
+    network = DnResNet(config)
+    grown = insert_block(network, start="identity")
+    image = torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(grown(image), network(image), rtol=0, atol=1e-6)
+    grown(image).square().mean().backward()
+    assert grown.blocks[-1].second.weight.grad.abs().max() > 0
+
+
+def test_growing_inserts_only_full_blocks():
+    network = DnResNet(paper_config(5))
+    assert grow(network, paper_config(5), start="identity") is network
+    assert grow(network, paper_config(9), start="paper").config == paper_config(9)
+    for config in (paper_config(3), half_resolution_config(32, 2), replace(paper_config(5), blocks=("full", "separable"))):
+        with pytest.raises(ValueError, match="cannot become the one asked for"):
+            grow(network, config, start="identity")
+    with pytest.raises(ValueError, match="start is 'zero'"):
+        insert_block(network, start="zero")
 
 
 def test_growing_draws_only_from_the_generator_given():

@@ -569,8 +569,21 @@ def test_training_can_start_from_a_model(bank, tmp_path):
     second = train(still, bank, tmp_path / "second", precision="float32")
     for name, value in load_checkpoint(second).weights.items():
         np.testing.assert_allclose(value, load_checkpoint(first).weights[name], atol=1e-7)
-    with pytest.raises(ValueError, match="other settings"):
-        next(fit(change(start=str(first), network=half_resolution_config(8, 2)), bank, tmp_path / "third"))
+    with pytest.raises(ValueError, match=r"start, .* does not fit: .* Or change start"):
+        next(fit(change(start=str(first), network=half_resolution_config(16, 1)), bank, tmp_path / "third"))
+
+
+def test_a_start_with_fewer_blocks_is_grown_to_the_recipes(bank, tmp_path):
+    small = change(network=half_resolution_config(8, 1))
+    first = train(small, bank, tmp_path / "first")
+    grown = change(start=str(first), lr=1e-9, network=half_resolution_config(8, 3), phases=(Phase(1, 1, 16),))
+    path = train(grown, bank, tmp_path / "second", precision="float32")
+    image = torch.rand(1, 1, 32, 32)
+    before, after = (load_checkpoint(model).network() for model in (first, path))
+    assert len(after.config.blocks) == 3
+    torch.testing.assert_close(after(image), before(image), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"cannot become the one asked for"):
+        next(fit(change(network=small.network, start=str(path)), bank, tmp_path / "third"))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])

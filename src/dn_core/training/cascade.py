@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from dn_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from dn_core.models import registry
 from dn_core.network_config import BlockKind, NetworkConfig
-from dn_core.networks import DnResNet, SeparableBlock, insert_block, replace_block
+from dn_core.networks import DnResNet, insert_block, replace_block
 from dn_core.safe_write import replaced_file
 from dn_core.training.bank import Bank, load_bank
 from dn_core.training.fit import TrainProgress, differences, fit
@@ -29,8 +28,6 @@ from dn_core.training.recipes import Recipe, load_recipe
 __all__ = ["Stage", "StageState", "plan_stages", "train", "train_stages"]
 
 STATE_FILE = "stages.json"
-SMALL = 0.1
-"""How far a new separable block's pointwise weights are scaled down: at zero its last ReLU would never learn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +46,10 @@ class Stage:
         network = previous
         for index in self.new_blocks:
             grows = index >= len(network.config.blocks)
-            network = insert_block(network, generator=generator) if grows else replace_block(network, index, generator=generator)
-            if recipe.new_blocks == "identity":
-                _start_near_identity(network.blocks[index], generator)
+            if grows:
+                network = insert_block(network, start=recipe.new_blocks, generator=generator)
+            else:
+                network = replace_block(network, index, start=recipe.new_blocks, generator=generator)
         return network
 
 
@@ -204,15 +202,6 @@ def _start_network(recipe: Recipe, start: Checkpoint | None) -> DnResNet | None:
             f"({expected.depth} layers) is expected. Change start or [network]."
         )
     return checkpoint.network()
-
-
-def _start_near_identity(block: nn.Module, generator: torch.Generator) -> None:
-    """He's weights first and zero (or nearly) last, so that the network computes at first what it did without the block."""
-    first, last = block.parameters()
-    with torch.no_grad():
-        for weight, scale in ((first, 1.0), (last, SMALL if isinstance(block, SeparableBlock) else 0.0)):
-            std = scale * (2 / weight[0].numel()) ** 0.5
-            weight.copy_(torch.empty(weight.shape).normal_(0.0, 1.0, generator=generator) * std)
 
 
 def _finished(folder: Path, recipe: Recipe, entry: dict[str, Any]) -> DnResNet:

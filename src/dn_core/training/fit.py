@@ -25,7 +25,8 @@ from torch import Tensor
 from dn_core.checkpoints import Card, Checkpoint, read_tensors, save_checkpoint, write_tensors
 from dn_core.inference.engines import choose_device
 from dn_core.losses import edge_aware, mse
-from dn_core.networks import DnResNet
+from dn_core.models import registry
+from dn_core.networks import DnResNet, grow
 from dn_core.noise import Noisy, noise_from_dict
 from dn_core.training.bank import Bank
 from dn_core.training.material import CleanImages, Denoiser, Material
@@ -108,7 +109,8 @@ def fit(
     allow
         Settings, such as ``"recipe.phases"``, in which the run found may differ from this one; it goes on with the new ones.
     first
-        The network to start with, of the recipe's settings, instead of random weights or the recipe's `start`.
+        The network to start with instead of random weights or the recipe's `start`: of the recipe's settings, with as many blocks or
+        fewer.
     enough
         End before the last step, after an epoch whose mean loss is at most this.
     workers
@@ -197,9 +199,11 @@ class Run:
         self.stage, self.rank, self.step, self.loss, self.megapixels = stage, rank, 0, math.nan, 0.0
         self.epoch_loss, self.epoch_sum, self.rate = math.nan, 0.0, 1.0
         self.network = _new_network(recipe)
-        if first is not None or recipe.start:
-            self.network.load_state_dict(_start_weights(recipe) if first is None else first.state_dict())
-        self.start = _fingerprint(self.network) if first is not None or recipe.start else ""
+        if first is None and recipe.start:
+            first = registry.load(recipe.start).network()
+        if first is not None:
+            self.network.load_state_dict(_grown(first, recipe).state_dict())
+        self.start = _fingerprint(self.network) if first is not None else ""
         self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.compute = workers.wrap(self.network)
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
@@ -488,14 +492,13 @@ def _new_network(recipe: Recipe) -> DnResNet:
         return DnResNet(recipe.network)
 
 
-def _start_weights(recipe: Recipe) -> dict[str, Tensor]:
-    """The weights of the model that the recipe starts from."""
-    from dn_core.models import registry
-
-    checkpoint = registry.load(recipe.start)
-    if checkpoint.config != recipe.network:
-        raise ValueError(f"start is {recipe.start!r}, a network with other settings than the recipe's. Change start or [network].")
-    return {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()}
+def _grown(start: DnResNet, recipe: Recipe) -> DnResNet:
+    """The network to start from, with the blocks that it lacks."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    try:
+        return grow(start, recipe.network, start=recipe.new_blocks, generator=generator)
+    except ValueError as error:
+        raise ValueError(f"the recipe's start, {recipe.start!r}, does not fit: {error} Or change start.") from error
 
 
 def _fingerprint(network: DnResNet) -> str:

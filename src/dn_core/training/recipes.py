@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from dn_core.network_config import NetworkConfig, half_resolution_config, paper_config
+from dn_core.network_config import BlockStart, NetworkConfig, half_resolution_config, paper_config
 
 __all__ = ["Phase", "Recipe", "load_recipe", "recipe_descriptions", "recipe_names"]
 
@@ -50,14 +50,15 @@ class Recipe:
     ema
         Decay of the average of weights that becomes the model; 0 for none.
     start
-        Name or path of a model whose weights are the first ones; empty for random ones.
+        Name or path of a model whose weights are the first ones; empty for random ones. Blocks that it lacks are inserted before its
+        last layer, as in a cascade.
     plan
         ``"once"`` trains the network as it is; ``"cascade"``, ``"evolve"`` and ``"evolve-once"`` train it in stages, each with all `phases`
         as its budget (`dn_core.training.cascade`).
     drop
         By which part a cascade's stage must bring the loss below the stage before it to end before its budget; 0 for never.
     new_blocks
-        First weights of blocks that come in a stage: ``"identity"`` leaves the network computing what it did, ``"paper"`` draws
+        First weights of blocks that are inserted: ``"identity"`` leaves the network computing what it did, ``"paper"`` draws
         N(0, 0.001).
     epoch
         Steps between lines of the log.
@@ -79,7 +80,7 @@ class Recipe:
     start: str = ""
     plan: str = "once"
     drop: float = 0.03
-    new_blocks: str = "identity"
+    new_blocks: BlockStart = "identity"
     epoch: int = 1000
     seed: int = 0
 
@@ -90,7 +91,7 @@ class Recipe:
             "optimizer": ("muon", "adamw"),
             "schedule": ("cosine", "constant"),
             "plan": ("once", "cascade", "evolve", "evolve-once"),
-            "new_blocks": ("identity", "paper"),
+            "new_blocks": get_args(BlockStart),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
