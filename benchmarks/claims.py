@@ -1,7 +1,8 @@
 """The paper's claims about training, each at equal cost and with seeds: cascade, evolution, edge-aware loss.
 
-``python benchmarks/claims.py --photos DIR --test DIR --out DIR --steps 365`` trains every variant (it goes on where it was stopped) and puts
-the table into ``docs/paper.md``; ``--seeds 1 --steps 730 --block "claims, longer"`` makes the second one there. Cost is counted as multiplications: the weights of the network in training, times the pixels it saw.
+``python benchmarks/claims.py --photos DIR --test DIR --out DIR`` trains every variant (it goes on where it was stopped) and puts the table
+into ``docs/paper.md``; ``--seeds 1 --steps 730 --block "claims, longer"`` makes the second one there. Cost is counted as multiplications:
+the weights of the network in training, times the pixels it saw.
 """
 
 from __future__ import annotations

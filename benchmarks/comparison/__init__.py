@@ -1,0 +1,1 @@
+"""The parts of compare.py: what is compared, the measurements, the page."""

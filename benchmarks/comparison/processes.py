@@ -1,0 +1,45 @@
+"""Processes of their own, for what a used interpreter would spoil."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, computed by an interpreter that has loaded nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def timed_child(code: str, *arguments: str, folder: Path) -> tuple[float, str]:
+    """Seconds and output of a fresh interpreter that runs `code`."""
+    sources = os.pathsep.join(str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry)
+    environment = {**os.environ, "PYTHONPATH": sources} if sources else dict(os.environ)
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise RuntimeError(f"a child process failed with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+    return seconds, done.stdout
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that goes away, as a Path."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
