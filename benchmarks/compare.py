@@ -1,4 +1,4 @@
-"""Our models beside published networks and classical filters: quality, speed, cold start and memory, in one run on a CPU.
+"""Our models beside published networks and classical filters: quality, speed, cold start, memory and training, in one run on a CPU.
 
 ``python benchmarks/compare.py --data DIR`` measures everything and writes ``docs/benchmarks.md`` and ``docs/ladder.png``; see
 ``benchmarks/README.md``. What is compared and how it is measured lies in ``comparison/``.
@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from comparison.processes import say
 from comparison.quality import measure_quality
 from comparison.report import PARTS, closing, write_page
 from comparison.speed import measure_cold, measure_speed
+from comparison.training import measure_training
 
 import dn_core
 
@@ -107,7 +109,13 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, Any] = {"command": command_of(options), "date": datetime.date.today().isoformat()}
     results["short"] = options.quick or options.limit is not None
     results["machine"] = {**describe_machine(), "load_before": load_average()}
-    measure = {"speed": measure_speed, "cold": measure_cold, "memory": measure_memory, "quality": measure_quality}
+    measure: dict[str, Callable[[argparse.Namespace], Any]] = {
+        "speed": measure_speed,
+        "cold": measure_cold,
+        "memory": measure_memory,
+        "training": measure_training,
+        "quality": measure_quality,
+    }
     for part, function in measure.items():
         if part in options.parts:
             results[part] = function(options)

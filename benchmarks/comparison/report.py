@@ -7,8 +7,9 @@ from typing import Any
 from comparison.footprint import ZARR_TILE
 from comparison.methods import NLM_STRENGTH, SIGMAS, SPEED_SIDE, TV, TV_STRENGTH
 from comparison.quality import TOLERANCE
+from comparison.training import BATCH, PATCH
 
-PARTS = ("quality", "speed", "cold", "memory")
+PARTS = ("quality", "speed", "cold", "memory", "training")
 PUBLISHED_BM3D = (32.37, 29.97, 26.72)
 
 TRAINING = """\
@@ -37,7 +38,7 @@ Everything on this page was computed on a CPU."""
 def write_page(results: dict[str, Any]) -> str:
     """The whole page."""
     sections = [heading(results)]
-    builders = {"quality": quality_page, "speed": speed_page, "cold": cold_page, "memory": memory_page}
+    builders = {"quality": quality_page, "speed": speed_page, "cold": cold_page, "memory": memory_page, "training": training_page}
     sections += [build(results[part]) for part, build in builders.items() if results.get(part)]
     missing = [part for part in PARTS if not results.get(part)]
     sections += [f"Not part of this run: {', '.join(missing)}."] if missing else []
@@ -201,6 +202,29 @@ resident MB:
 {table(["image", "before", "after a quarter of the tiles", "at the end", "peak"], lazy)}"""
 
 
+def training_page(rows: list[dict[str, Any]]) -> str:
+    """Where the time of a step goes."""
+    lines = [
+        [
+            row["name"],
+            row["precision"],
+            f"{row['megapixels_per_second']:.2f}",
+            f"{row['convolutions']:.1%}",
+            f"{row['convolutions'] + row['activations']:.1%}",
+            ", ".join(f"{key} {share:.1%}" for key, share in row["others"]),
+        ]
+        for row in rows
+    ]
+    header = ["recipe", "precision", "Mpx/s", "convolutions", "the network's kernels", "largest of the rest"]
+    return f"""\
+## Training
+
+Steps of {BATCH} patches of {PATCH} x {PATCH} pixels with one thread, from cutting patches to averaging weights, by torch's profiler:
+shares of the time that passed. The network's kernels are convolutions, activations and the change of resolution, forward and backward.
+
+{table(header, lines)}"""
+
+
 def closing(results: dict[str, Any]) -> str:
     """The lines to quote."""
     lines = []
@@ -208,6 +232,9 @@ def closing(results: dict[str, Any]) -> str:
         lines += speed_lines(results["speed"])
     if results.get("quality"):
         lines += quality_lines(results["quality"])
+    if results.get("training"):
+        least = min(row["convolutions"] + row["activations"] for row in results["training"])
+        lines.append(f"Training: at least {least:.0%} of a step's time is spent in the network's own kernels.")
     if results.get("cold"):
         lines.append(f"Cold start to a denoised file: {results['cold']['whole']:.2f} s.")
     return "\n".join(["## In short", "", *(f"* {line}" for line in lines)])
