@@ -12,15 +12,16 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from page import put_into
 
-from dn_core.evaluation.measure import OwnMethod, evaluate, paper_levels, read_images
+from dn_core.evaluation.measure import OwnMethod, Score, evaluate, paper_levels, read_images
 from dn_core.network_config import NetworkConfig, paper_config
 from dn_core.networks import DnResNet, count_parameters
+from dn_core.safe_write import replaced_file
 from dn_core.training.bank import Bank, load_bank
 from dn_core.training.cascade import plan_stages, train
 from dn_core.training.recipes import Phase, Recipe, load_recipe
@@ -38,6 +39,7 @@ TITLES = {
     "cascade-paper": "cascade, new blocks N(0, 0.001)",
     "edge-a": "one-shot, edge-a",
     "edge-b": "one-shot, edge-b",
+    "edge-a-linear": "one-shot, edge-a not squared",
     "evolve": "DS by evolution, from the one-shot network",
     "evolve-once": "DS by one replacement, from the same network",
 }
@@ -82,11 +84,20 @@ def rows_of(bank: Bank, test: Path, folder: Path, seeds: int, steps: int) -> Ite
     images, levels = read_images(test), list(paper_levels().values())
     for seed in range(seeds):
         for variant in TITLES:
-            path = train(recipe_for(variant, seed, steps, folder), bank, folder / f"{variant}-{seed}")
-            scores = list(evaluate([OwnMethod(path)], images, levels))
-            at_25 = next(score.psnr for score in scores if score.level == "gaussian 25")
-            mean_psnr, mean_ssim = (statistics.fmean(getattr(score, name) for score in scores) for name in ("psnr", "ssim"))
-            yield Row(variant, seed, mean_psnr, mean_ssim, at_25)
+            place = folder / f"{variant}-{seed}"
+            path = train(recipe_for(variant, seed, steps, folder), bank, place)
+            scored = place / "row.json"
+            if not scored.exists():
+                with replaced_file(scored) as temporary:
+                    temporary.write_text(json.dumps(asdict(row_of(variant, seed, list(evaluate([OwnMethod(path)], images, levels))))))
+            yield Row(**json.loads(scored.read_text()))
+
+
+def row_of(variant: str, seed: int, scores: list[Score]) -> Row:
+    """Means over levels."""
+    at_25 = next(score.psnr for score in scores if score.level == "gaussian 25")
+    psnr, ssim = (statistics.fmean(getattr(score, name) for score in scores) for name in ("psnr", "ssim"))
+    return Row(variant, seed, psnr, ssim, at_25)
 
 
 def table(rows: list[Row], test: Path, steps: int) -> str:
@@ -136,7 +147,7 @@ def main() -> None:
     rows = []
     for row in rows_of(bank, arguments.test, arguments.out, arguments.seeds, arguments.steps):
         rows.append(row)
-        print(json.dumps(row.__dict__), flush=True)
+        print(json.dumps(asdict(row)), flush=True)
     put_into(arguments.page, arguments.block, table(rows, arguments.test, arguments.steps))
 
 

@@ -2,6 +2,10 @@
 
 The paper's constants (w = 0.025 and 4, threshold 150) belong to images on the 0..255 scale, and to Sobel's kernels as Sobel wrote them,
 with weights 1, 2, 1. Images here are in 0..1; the edge map is taken on the 0..255 scale all the same, the error stays in 0..1.
+
+Eq. 4 as printed squares the edge map. With edge-a an edge of magnitude 150 then counts 0.025 * 150^2 = 562 times as much as a flat region,
+but with edge-b only 4 times. If the map is not squared it is 0.025 * 150 = 3.75 times, close to edge-b's 4, so this may be what the authors
+computed: ``"edge-a-linear"``.
 """
 
 from __future__ import annotations
@@ -14,9 +18,9 @@ from torch.nn import functional
 
 __all__ = ["EdgeAwareLoss", "EdgeKind", "edge_aware", "edge_map", "mse"]
 
-EdgeKind = Literal["edge-a", "edge-b"]
+EdgeKind = Literal["edge-a", "edge-b", "edge-a-linear"]
 
-PAPER_WEIGHT = {"edge-a": 0.025, "edge-b": 4.0}
+PAPER_WEIGHT = {"edge-a": 0.025, "edge-b": 4.0, "edge-a-linear": 0.025}
 EDGE_THRESHOLD = 150.0
 """Sobel gradient magnitude, on the 0..255 scale, above which edge-b sees an edge."""
 
@@ -36,15 +40,18 @@ def mse(denoised: Tensor, clean: Tensor, patch_weight: Tensor | None = None) -> 
 def edge_map(clean: Tensor, kind: EdgeKind) -> Tensor:
     """The M of Eq. 4 for clean images ``(N, 1, H, W)`` in 0..1; edges of the image are mirrored.
 
-    ``"edge-a"`` is the magnitude of Sobel's gradient on the 0..255 scale, ``"edge-b"`` is 1 where that is above 150 and 0 elsewhere.
+    ``"edge-a"`` is the magnitude of Sobel's gradient on the 0..255 scale, ``"edge-b"`` is 1 where that is above 150 and 0 elsewhere,
+    ``"edge-a-linear"`` is the root of edge-a.
     """
     if kind not in get_args(EdgeKind):
-        raise ValueError(f"the edge map is {kind!r}; 'edge-a' or 'edge-b' is expected. Change it.")
+        raise ValueError(f"the edge map is {kind!r}; one of {get_args(EdgeKind)} is expected. Change it.")
     kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]).to(clean)
     padded = functional.pad(clean * 255, (1, 1, 1, 1), mode="reflect")
     gradient = functional.conv2d(padded, torch.stack([kernel, kernel.T])[:, None])
     magnitude = gradient.square().sum(dim=1, keepdim=True).sqrt()
-    return magnitude if kind == "edge-a" else (magnitude > EDGE_THRESHOLD).to(clean)
+    if kind == "edge-b":
+        return (magnitude > EDGE_THRESHOLD).to(clean)
+    return magnitude if kind == "edge-a" else magnitude.sqrt()
 
 
 def edge_aware(
@@ -55,7 +62,7 @@ def edge_aware(
     Parameters
     ----------
     w
-        The trade between edges and the rest; by default the paper's, 0.025 for edge-a and 4 for edge-b.
+        The trade between edges and the rest; by default the paper's, 0.025 for edge-a (and edge-a-linear) and 4 for edge-b.
     patch_weight
         As for `mse`, on both terms.
     """

@@ -672,7 +672,7 @@ def test_a_stopped_and_resumed_run_gives_the_same_weights(bank, tmp_path, precis
     assert (tmp_path / "parts" / "state.safetensors").read_bytes() == (tmp_path / "whole" / "state.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("loss", ["edge-a", "edge-b"])
+@pytest.mark.parametrize("loss", ["edge-a", "edge-b", "edge-a-linear"])
 def test_the_loss_of_the_recipe_is_the_one_made_small(loss, bank, tmp_path):
     """The same first batch, so the losses differ by the edges alone."""
     recipe = RECIPE.with_steps(1)

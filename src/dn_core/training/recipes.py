@@ -40,7 +40,7 @@ class Recipe:
     noise
         Tables for `dn_core.noise.noise_from_dict`.
     loss
-        ``"mse"``, or the edge-aware loss with the edge map ``"edge-a"`` or ``"edge-b"`` (`dn_core.losses`).
+        ``"mse"``, or the edge-aware loss with the edge map ``"edge-a"``, ``"edge-b"`` or ``"edge-a-linear"`` (`dn_core.losses`).
     loss_weight
         ``"noise"`` divides each patch's squared error by ``sqrt(noise variance + (8/255)^2)``, so that noisy patches do not rule a
         mixture; ``"none"`` is plain mean squared error.
@@ -86,7 +86,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         allowed = {
-            "loss": ("mse", "edge-a", "edge-b"),
+            "loss": ("mse", "edge-a", "edge-b", "edge-a-linear"),
             "loss_weight": ("noise", "none"),
             "optimizer": ("muon", "adamw"),
             "schedule": ("cosine", "constant"),
