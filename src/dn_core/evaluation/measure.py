@@ -56,7 +56,12 @@ SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance"
 SPEED_SIDE, SPEED_ROUNDS = 512, 5
 
 LEVEL_KINDS: dict[str, Callable[[float], Noise]] = {
-    **{"gaussian": Gaussian, "poisson": Poisson, "jpeg": Jpeg, "jpeg2000": Jpeg2000, "bpg": Bpg, "super-resolution": SuperResolution}
+    "gaussian": Gaussian,
+    "poisson": Poisson,
+    "jpeg": Jpeg,
+    "jpeg2000": Jpeg2000,
+    "bpg": Bpg,
+    "super-resolution": SuperResolution,
 }
 
 Image = NDArray[np.float32]
