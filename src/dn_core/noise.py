@@ -257,8 +257,14 @@ def noise_from_dict(values: Sequence[dict[str, Any]]) -> Noise:
     Gaussian(sigma=Uniform(low=0.0, high=75.0))
     """
     kinds: dict[str, Any] = {
-        **{"gaussian": Gaussian, "poisson": Poisson, "poisson-gaussian": PoissonGaussian, "paper-mixture": paper_mixture},
-        **{"jpeg": Jpeg, "jpeg2000": Jpeg2000, "bpg": Bpg, "super-resolution": SuperResolution},
+        "gaussian": Gaussian,
+        "poisson": Poisson,
+        "poisson-gaussian": PoissonGaussian,
+        "paper-mixture": paper_mixture,
+        "jpeg": Jpeg,
+        "jpeg2000": Jpeg2000,
+        "bpg": Bpg,
+        "super-resolution": SuperResolution,
     }
     models, shares = [], []
     for entry in values:
