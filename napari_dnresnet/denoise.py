@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from magicgui.widgets import CheckBox, ComboBox, Container, FloatSlider, FloatSpinBox, Label, LineEdit, ProgressBar, PushButton
+from magicgui.widgets import CheckBox, ComboBox, FloatSlider, FloatSpinBox, Label, LineEdit, PushButton
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
-from napari_dnresnet.docks import Closing, image_layers, side_by_side
-from napari_dnresnet.jobs import Job, sentence, time_left
+from napari_dnresnet.docks import Dock, side_by_side
+from napari_dnresnet.jobs import sentence, time_left
 from napari_dnresnet.layers import Axes, default_axes, highest_level, readable, time_axes
 from napari_dnresnet.models import model_list, model_names
 from napari_dnresnet.preview import Preview, Wish
@@ -33,14 +33,15 @@ FLICKER = 600
 """Milliseconds between before and after."""
 FILLING, REST = 0.5, 10
 """Seconds between looks at a large result that is being written, and how many times longer than a look they are at least."""
+PROGRESS = 0.1
+"""Seconds between changes of the progress bar: each paints the window."""
 
 
-class DenoiseWidget(Container):
+class DenoiseWidget(Dock):
     """Denoise an image layer: preview, run, cancel, adjust, compare, copy as code."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
-        self.viewer = viewer
-        self.job: Job | None = None
+        super().__init__(viewer)
         self._results: list[Result] = []
         self._filling: Result | None = None
         self._takes_noise = False
@@ -55,25 +56,18 @@ class DenoiseWidget(Container):
         self.preview_on = CheckBox(text="Preview what is on screen", value=False)
         self.run = PushButton(text="Denoise")
         self.stop = PushButton(text="Cancel", enabled=False)
-        self.bar = ProgressBar(value=0, min=0, max=1, visible=False)
         self.before = PushButton(text="Hold: before")
         self.flicker = PushButton(text="Flicker")
         self.residual = PushButton(text="Residual")
         self.copy_python = PushButton(text="Copy as Python")
         self.copy_command = PushButton(text="Copy as command")
-        self.status = Label(value="")
-        super().__init__(
-            widgets=[
-                *(self.layer, self.axes, self.words, self.model, self.noise, self.amount, self.fill, self.preview_on),
-                side_by_side(self.run, self.stop),
-                *(self.bar, self.status),
-                side_by_side(self.before, self.flicker, self.residual),
-                side_by_side(self.copy_python, self.copy_command),
-            ],
+        self.arrange(
+            *(self.layer, self.axes, self.words, self.model, self.noise, self.amount, self.fill, self.preview_on),
+            side_by_side(self.run, self.stop),
+            *(self.bar, self.status),
+            side_by_side(self.before, self.flicker, self.residual),
+            side_by_side(self.copy_python, self.copy_command),
         )
-        self._alive = True
-        for label in (self.words, self.status):
-            label.native.setWordWrap(True)
         self.preview = Preview(viewer, self._wish, self.tell, preferences().preview, self.native)
         self._timer = QTimer(self.native)
         self._connect()
@@ -102,19 +96,14 @@ class DenoiseWidget(Container):
         self._timer.timeout.connect(self._tick)
         self.viewer.layers.selection.events.active.connect(self._follow)
         self.viewer.layers.events.removed.connect(self._layer_removed)
-        self._watch = Closing(self.native, self.close_down)
-        self.native.destroyed.connect(self._gone)
         model_list.changed.connect(self._models_changed)
 
     # What is chosen
 
-    def _layers(self, widget: Any = None) -> list[tuple[str, Image]]:
-        return image_layers(self.viewer)
-
-    def reset_choices(self, *args: Any) -> None:
-        """The layers or models have changed; napari calls this."""
-        if self._alive:
-            super().reset_choices(*args)
+    def _choices_changed(self) -> None:
+        if self.layer.value is None:  # the chosen one is gone, and napari selects no other
+            images = [layer for _, layer in self._layers() if METADATA not in layer.metadata]
+            self.layer.value = images[-1] if images else None
 
     def _models_changed(self) -> None:
         if not self._alive:
@@ -214,26 +203,13 @@ class DenoiseWidget(Container):
                 empty_target(plan, preferences().folder) if large else np.empty(axes.shape, np.dtype(plan.data.dtype).newbyteorder("="))
             )
         except (ValueError, OSError) as error:
-            self._fail(error)
+            self._failed(error)
             return
         self._stop_comparing()
         self._filling = self._add(plan, target, source) if large else None
-        self._refresh_after = 0.0
-        self.job = Job(
-            lambda: _denoising(plan, target),
-            step=lambda step: self._progress(plan, source, step),
-            failed=self._fail,
-            stopped=self._stopped,
-            name=f"denoise {plan.name}",
-        )
+        self._show_after = self._refresh_after = 0.0
         self.tell("Starting the engine ...")
-        self._show_state()
-
-    def cancel(self) -> None:
-        """Stop after the tile at hand; nothing half-done stays."""
-        if self.job is not None:
-            self.job.cancel()
-            self.tell("Cancelled.")
+        self.work(lambda: _denoising(plan, target), lambda step: self._progress(plan, source, step), name=f"denoise {plan.name}")
 
     def _add(self, plan: Plan, whole: Any, source: Image) -> Result:
         """Add a result's layer."""
@@ -242,17 +218,18 @@ class DenoiseWidget(Container):
         return result
 
     def _progress(self, plan: Plan, source: Image, step: Progress | Finished) -> None:
-        if not self._alive:
-            return
         if isinstance(step, Finished):
             self._finish(self._filling or self._add(plan, step.result, source), step)
             return
-        self.bar.max, self.bar.value = step.total, step.done
-        self.tell(", ".join(filter(None, (f"{step.done} of {step.total} tiles", time_left(step.seconds_left)))))
-        if self._filling is not None and time.monotonic() > self._refresh_after:
-            began = time.monotonic()
+        began = time.monotonic()
+        if began > self._show_after:
+            self._show_after = began + PROGRESS
+            self.show_progress(step.done, step.total)
+            self.tell(", ".join(filter(None, (f"{step.done} of {step.total} tiles", time_left(step.seconds_left)))))
+        if self._filling is not None and began > self._refresh_after:
             self._filling.layer.refresh()
-            self._refresh_after = time.monotonic() + max(FILLING, REST * (time.monotonic() - began))
+            now = time.monotonic()
+            self._refresh_after = now + max(FILLING, REST * (now - began))
 
     def _finish(self, result: Result, facts: Finished) -> None:
         """The pixels are all there."""
@@ -262,25 +239,25 @@ class DenoiseWidget(Container):
         result.note(**options, model_sha256=facts.sha256, axes=result.plan.axes.letters, engine=facts.engine)
         if self.amount.value != 1:
             result.set_amount(self.amount.value, self._shown_plane(result))
-        rate = math.prod(result.plan.axes.shape) / 1e6 / max(facts.seconds, 1e-9)
+        megapixels = math.prod(result.plan.axes.shape) / 1e6
+        rate = megapixels / max(facts.seconds, 1e-9)
         self.tell(f"{options['model']} on {facts.engine}: {facts.seconds:.2g} s, {rate:.3g} megapixels per second.")
         if self.preview.on:
             self.preview_on.value = False
 
-    def _fail(self, error: Exception) -> None:
+    def _failed(self, error: Exception) -> None:
         if not self._alive:
             return
         from napari.utils.notifications import show_error
 
-        self.tell(sentence(error))
+        super()._failed(error)
         show_error(sentence(error))
         self._drop_unfinished()
 
-    def _stopped(self) -> None:
+    def _work_stopped(self) -> None:
         if self.job is not None and self.job.cancelled:
             self._drop_unfinished()
-        self.job = None
-        self._show_state()
+        super()._work_stopped()
 
     def _drop_unfinished(self) -> None:
         """A large result that was being written goes away with its layer."""
@@ -366,22 +343,19 @@ class DenoiseWidget(Container):
         for result in self._results:
             if event.value == result.source:
                 result.source = None
+        if event.value == self._followed:
+            self._followed = None
         self._stop_comparing()
         self._show_state()
 
     # Showing and ending
 
-    def tell(self, text: str) -> None:
-        """Show a sentence."""
-        if self._alive:
-            self.status.value = text
-
     def _show_state(self) -> None:
         if not self._alive:
             return
-        busy = self.job is not None
-        self.bar.visible = self.stop.enabled = busy
-        self.run.enabled = not busy and self.layer.value is not None
+        super()._show_state()
+        self.stop.enabled = self.busy
+        self.run.enabled = not self.busy and self.layer.value is not None
         for button in (self.copy_python, self.copy_command):
             button.enabled = self.layer.value is not None or self.result is not None
         finished = self.result is not None and self.result.finished
@@ -390,17 +364,13 @@ class DenoiseWidget(Container):
         self.residual.enabled = finished
 
     def close_down(self) -> None:
-        """The dock was closed: stop everything, take the preview away."""
+        """Stop everything, and take the preview away."""
+        super().close_down()
         if self._alive:
-            self.cancel()
             self._stop_comparing()
             self.preview_on.value = False
-
-    def _gone(self, *_: Any) -> None:
-        self._alive = False
+            return
         self.preview.abandon()
-        if self.job is not None:
-            self.job.cancel()
         for result in self._results:
             result.close()
 

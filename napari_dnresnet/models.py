@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from magicgui.widgets import Container, Label, LineEdit, ProgressBar, PushButton
+from magicgui.widgets import Label, LineEdit, PushButton
 from psygnal import Signal
-from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QHeaderView, QTableWidget, QTableWidgetItem
 
-from napari_dnresnet.docks import side_by_side
-from napari_dnresnet.jobs import Job, sentence
+from napari_dnresnet.docks import Dock, side_by_side
+from napari_dnresnet.jobs import sentence
 from napari_dnresnet.settings import preferences, remember_registry
 
 if TYPE_CHECKING:
@@ -53,12 +52,14 @@ def card_in_words(entry: Entry) -> str:
     return "\n".join(lines)
 
 
-class ModelsWidget(Container):
+class ModelsWidget(Dock):
     """List, look at, add, download and delete models."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
-        self.viewer = viewer
-        self.job: Job | None = None
+        super().__init__(viewer)
+        self._entries: list[Entry] = []
+        self._remote: list[Entry] = []
+        self._asked = ""
         self.table = QTableWidget(0, len(COLUMNS))
         self.card = Label(value="")
         self.add = PushButton(text="Add a file ...")
@@ -67,25 +68,19 @@ class ModelsWidget(Container):
         self.look = PushButton(text="Look there")
         self.download = PushButton(text="Download")
         self.stop = PushButton(text="Cancel")
-        self.bar = ProgressBar(value=0, min=0, max=1, visible=False)
-        self.status = Label(value="")
-        super().__init__(
-            widgets=[
-                self.card,
-                side_by_side(self.add, self.delete),
-                self.registry,
-                side_by_side(self.look, self.download, self.stop),
-                *(self.bar, self.status),
-            ],
+        self.arrange(
+            self.card,
+            side_by_side(self.add, self.delete),
+            self.registry,
+            side_by_side(self.look, self.download, self.stop),
+            *(self.bar, self.status),
         )
-        self._alive, self._remote = True, list[Any]()
         self._dress()
         self.add.clicked.connect(lambda: self.add_file())
         self.delete.clicked.connect(self.delete_chosen)
         self.look.clicked.connect(self.look_there)
         self.download.clicked.connect(self.download_chosen)
         self.stop.clicked.connect(self.cancel)
-        self.native.destroyed.connect(self._gone)
         model_list.changed.connect(self.refresh)
         self.refresh()
 
@@ -99,9 +94,6 @@ class ModelsWidget(Container):
         self.table.setMinimumHeight(90)
         self.native.layout().insertWidget(0, self.table)
         self.registry.tooltip = "A folder, or an address such as https://example.org/models"
-        for label in (self.card, self.status):
-            label.native.setWordWrap(True)
-            label.native.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.table.itemSelectionChanged.connect(self._show_card)
 
     # The list
@@ -147,11 +139,17 @@ class ModelsWidget(Container):
             self.card.value = "" if entry is None else card_in_words(entry)
         except (ValueError, OSError) as error:
             self.card.value = sentence(error)
-        busy = self.job is not None
-        self.delete.enabled = not busy and entry is not None and entry.kind in ("downloaded", "own")
-        self.download.enabled = not busy and entry is not None and entry.kind == "remote"
-        self.look.enabled = not busy
-        self.stop.enabled = self.bar.visible = busy
+        self._show_state()
+
+    def _show_state(self) -> None:
+        if not self._alive:
+            return
+        super()._show_state()
+        kind = None if self.chosen is None else self.chosen.kind
+        self.delete.enabled = not self.busy and kind in ("downloaded", "own")
+        self.download.enabled = not self.busy and kind == "remote"
+        self.look.enabled = not self.busy
+        self.stop.enabled = self.busy
 
     # What can be done
 
@@ -201,7 +199,8 @@ class ModelsWidget(Container):
             yield remote_entries(address)
 
         self.tell(f"Looking at {address} ...")
-        self._run(steps, self._listed)
+        self.show_progress(0, 0)
+        self.work(steps, self._listed)
 
     def _listed(self, entries: tuple[Any, ...]) -> None:
         self._remote = list(entries)
@@ -221,43 +220,15 @@ class ModelsWidget(Container):
             return fetch_steps(entry.name, address)
 
         self.tell(f"Downloading {entry.name} ...")
-        self._run(steps, lambda step: self._downloaded(entry.name, step))
+        self.show_progress(0, 0)
+        self.work(steps, lambda step: self._downloaded(entry.name, step))
 
     def _downloaded(self, name: str, step: Any) -> None:
-        self.bar.max, self.bar.value = max(step.total, 1), step.done
+        self.show_progress(step.done, step.total)
         if step.path is not None:
             model_list.changed.emit()
             self.choose(name)
             self.tell(f"Downloaded {name}; it is in every list of models.")
-
-    def _run(self, steps: Any, step: Any) -> None:
-        self.job = Job(steps, step=lambda item: step(item) if self._alive else None, failed=self._fail, stopped=self._stopped)
-        self.bar.max, self.bar.value = 0, 0
-        self._show_card()
-
-    def cancel(self) -> None:
-        """Stop a download; what was there before stays."""
-        if self.job is not None:
-            self.job.cancel()
-            self.tell("Cancelled.")
-
-    def _fail(self, error: Exception) -> None:
-        self.tell(sentence(error))
-
-    def _stopped(self) -> None:
-        self.job = None
-        if self._alive:
-            self._show_card()
-
-    def tell(self, text: str) -> None:
-        """Show a sentence."""
-        if self._alive:
-            self.status.value = text
-
-    def _gone(self, *_: Any) -> None:
-        self._alive = False
-        if self.job is not None:
-            self.job.cancel()
 
 
 def _card_noise(entry: Entry) -> str:

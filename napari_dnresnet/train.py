@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from magicgui.widgets import ComboBox, Container, FloatSpinBox, Label, LineEdit, ProgressBar, PushButton, SpinBox
+from magicgui.widgets import ComboBox, FloatSpinBox, Label, LineEdit, PushButton, SpinBox
 
-from napari_dnresnet.docks import Closing, image_layers, side_by_side
-from napari_dnresnet.jobs import Child, Job, sentence, time_left
+from napari_dnresnet.docks import Dock, side_by_side
+from napari_dnresnet.jobs import Child, sentence, time_left
 from napari_dnresnet.layers import default_axes, highest_level, readable
 from napari_dnresnet.models import model_list, model_names
 from napari_dnresnet.pictures import Crops, Curve
@@ -39,13 +39,12 @@ def trainings_folder() -> Path:
     return models_folder().parent / "trainings"
 
 
-class TrainWidget(Container):
+class TrainWidget(Dock):
     """Adapt a model to layers; it never ends with a worse one, since the model at the start is the first candidate."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
-        self.viewer = viewer
+        super().__init__(viewer)
         self.child: Child | None = None
-        self.job: Job | None = None
         self.way = ComboBox(label="Learn from", choices=[PAIR, REPEATS, CLEAN], value=PAIR)
         self.words = Label(value=WORDS[PAIR])
         self.noisy = ComboBox(label="Noisy", choices=self._layers, nullable=True)
@@ -60,24 +59,18 @@ class TrainWidget(Container):
         self.begin = PushButton(text="Train")
         self.pause = PushButton(text="Pause")
         self.stop = PushButton(text="Stop, keep best")
-        self.bar = ProgressBar(value=0, min=0, max=1, visible=False)
-        self.status = Label(value="")
         self.use = PushButton(text="Use on a layer")
-        super().__init__(
-            widgets=[
-                *(self.way, self.words, self.noisy, self.clean, self.axis, self.kind, self.sigma, self.peak),
-                *(self.start_from, self.model_name, self.minutes),
-                side_by_side(self.begin, self.pause, self.stop),
-                *(self.bar, self.status, self.use),
-            ],
+        self.arrange(
+            *(self.way, self.words, self.noisy, self.clean, self.axis, self.kind, self.sigma, self.peak),
+            *(self.start_from, self.model_name, self.minutes),
+            side_by_side(self.begin, self.pause, self.stop),
+            *(self.bar, self.status, self.use),
         )
         self.curve, self.losses, self.crops = Curve("dB; dashed: the start"), Curve("loss"), Crops()
         for picture in (self.curve, self.losses, self.crops):
             self.native.layout().addWidget(picture)
-        self._alive, self._paused, self._finished, self._name, self._told_error = True, False, "", "", ""
+        self._paused, self._finished, self._name, self._told_error = False, "", "", ""
         self._trained = set[str]()
-        for label in (self.words, self.status):
-            label.native.setWordWrap(True)
         self._connect()
         self._way_changed()
 
@@ -89,19 +82,8 @@ class TrainWidget(Container):
         self.stop.clicked.connect(self.finish)
         self.use.clicked.connect(self.use_it)
         model_list.changed.connect(self._models_changed)
-        self._watch = Closing(self.native, self.close_down)
-        self.native.destroyed.connect(self._gone)
 
     # What is chosen
-
-    def _layers(self, widget: Any = None) -> list[tuple[str, Image]]:
-        return image_layers(self.viewer)
-
-    def reset_choices(self, *args: Any) -> None:
-        """The layers or models have changed; napari calls this."""
-        if self._alive:
-            super().reset_choices(*args)
-            self._show_state()
 
     def _models_changed(self) -> None:
         if self._alive:
@@ -170,7 +152,12 @@ class TrainWidget(Container):
     @property
     def busy(self) -> bool:
         """Whether images are being handed over, or a training runs."""
-        return self.job is not None or (self.child is not None and self.child.running)
+        return super().busy or self.training
+
+    @property
+    def training(self) -> bool:
+        """Whether a training runs."""
+        return self.child is not None and self.child.running
 
     def start(self) -> None:
         """Hand the images over and begin, or go on with the training of that name."""
@@ -198,18 +185,8 @@ class TrainWidget(Container):
             self.child = Child(command, event=self._hear, ended=self._ended)
             self.tell("Starting (the first seconds go into loading torch) ...")
 
-        self.job = Job(
-            lambda: _hand_over(material, folder / f"{name}-images"),
-            step=handed_over,
-            failed=lambda error: self.tell(sentence(error)),
-            stopped=self._job_stopped,
-        )
-        self.bar.max, self.bar.value = 0, 0
-        self._show_state()
-
-    def _job_stopped(self) -> None:
-        self.job = None
-        self._show_state()
+        self.show_progress(0, 0)
+        self.work(lambda: _hand_over(material, folder / f"{name}-images"), handed_over)
 
     def _hear(self, event: dict[str, Any]) -> None:
         """A line of the training."""
@@ -217,7 +194,7 @@ class TrainWidget(Container):
             return
         what = event["event"]
         if what in ("step", "epoch"):
-            self.bar.max, self.bar.value = event["total"], event["step"]
+            self.show_progress(event["step"], event["total"])
             if event["psnr"] is not None:
                 gain = event["best"] - event["start_psnr"]
                 left = time_left(event["seconds_left"] if event["seconds_left"] is not None else float("nan"))
@@ -271,12 +248,12 @@ class TrainWidget(Container):
 
     def pause_or_go_on(self) -> None:
         """Pause a training, or go on with it."""
-        if self.child is not None and self.child.running:
+        if self.child is not None and self.training:
             self.child.send("resume" if self._paused else "pause")
 
     def finish(self) -> None:
         """End now with the best weights so far."""
-        if self.child is not None and self.child.running:
+        if self.child is not None and self.training:
             self.child.send("stop")
             self.tell("Stopping ...")
 
@@ -288,31 +265,20 @@ class TrainWidget(Container):
 
     # Showing and ending
 
-    def tell(self, text: str) -> None:
-        """Show a sentence."""
-        if self._alive:
-            self.status.value = text
-
     def _show_state(self) -> None:
         if not self._alive:
             return
-        running = self.child is not None and self.child.running
+        super()._show_state()
         self.begin.enabled = self.model_name.enabled = not self.busy
-        self.pause.enabled = self.stop.enabled = running
-        self.pause.text = "Go on" if self._paused and running else "Pause"
-        self.bar.visible = self.busy
+        self.pause.enabled = self.stop.enabled = self.training
+        self.pause.text = "Go on" if self._paused and self.training else "Pause"
         self.use.enabled = bool(self._finished)
 
     def close_down(self) -> None:
-        """The dock was closed: the training saves and ends; Train goes on with it."""
-        if self.job is not None:
-            self.job.cancel()
-        if self.child is not None and self.child.running:
+        """The training saves and ends; Train goes on with it."""
+        super().close_down()
+        if self.child is not None:
             self.child.leave()
-
-    def _gone(self, *_: Any) -> None:
-        self._alive = False
-        self.close_down()
 
 
 def _planes(layer: Image) -> Any:
