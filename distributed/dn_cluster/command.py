@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from dn_cluster.words import sentence
+
 __all__ = ["app_of", "explained", "run_script"]
 
 
@@ -86,6 +88,5 @@ def explained(action: Callable[[], str], debug: bool) -> None:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if debug:
             raise
-        has_place = isinstance(error, OSError) and error.strerror and error.filename
-        print(f"error: {error.filename}: {error.strerror}" if has_place else f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from error

@@ -19,6 +19,7 @@ from torch import distributed
 
 from dn_cluster.job import Job, describe, load_images
 from dn_cluster.track import tracked
+from dn_cluster.words import sentence
 from dn_core.memory import keep_freed_memory
 from dn_core.training.bank import Bank
 from dn_core.training.cascade import train_stages
@@ -56,11 +57,11 @@ def train_worker(settings: dict[str, Any]) -> Outcome:
         try:
             _train(job, bank, folder, workers)
         except (ValueError, FloatingPointError) as error:  # the same in all workers
-            return Outcome(refused=str(error))
+            return Outcome(refused=sentence(error))
         except OSError as error:
             if error.errno != errno.ENOSPC:  # what is the matter with one worker only may be better with another
                 raise
-            return Outcome(refused=str(error))
+            return Outcome(refused=sentence(error))
     return Outcome(model=job.model)
 
 
@@ -100,7 +101,7 @@ def _load(job: Job) -> tuple[Bank | None, str]:
     try:
         return load_images(job), ""
     except (ValueError, OSError) as error:
-        return None, str(error)
+        return None, sentence(error)
 
 
 def _trouble_of_any(bank: Bank | None, trouble: str, workers: Workers) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dn_cluster.driver import connect, train_job, train_on_cluster
 from dn_cluster.job import Job
-from dn_cluster.preflight import check_nodes, first_line, wait_for_places
+from dn_cluster.preflight import check_nodes, wait_for_places
+from dn_cluster.words import first_line
 from dn_core.checkpoints import load_checkpoint
 
 __all__ = ["Member", "look_up", "status_table", "train_family"]

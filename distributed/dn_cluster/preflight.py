@@ -12,8 +12,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dn_cluster.job import Job
 from dn_cluster.look import look, versions
+from dn_cluster.words import first_line
 
-__all__ = ["check_nodes", "first_line", "places", "wait_for_places"]
+__all__ = ["check_nodes", "places", "wait_for_places"]
 
 ANSWER_SECONDS = 90
 """A node's first task comes with the code, which takes a while where disks are slow."""
@@ -119,11 +120,6 @@ def _ask_autoscaler(job: Job) -> None:
 
     bundle = {name: amount for name, amount in (("CPU", job.cpus), ("GPU", job.gpus)) if amount}
     request_resources(bundles=[bundle] * job.workers)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _is_alive(node_id: str) -> bool:
