@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from dn_cluster.command import explained
+from dn_cluster.command import app_of, explained
 
 
 def main(
@@ -74,6 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(help=__doc__)(main)
-    app()
+    app_of(main, __doc__)()

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dn_cluster.command import explained
+from dn_cluster.command import app_of, explained
 from dn_cluster.shards import FORMAT, MANIFEST, write_shard
 from dn_cluster.storage import Storage
 from dn_core import files
@@ -87,6 +87,4 @@ def write_group(job: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(help=__doc__)(main)
-    app()
+    app_of(main, __doc__)()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,7 @@ import typer
 from filelock import FileLock, Timeout
 from fsspec.core import url_to_fs
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "src"))  # for a checkout where dn_core is not installed
-
+from dn_cluster.command import app_of, explained
 from dn_core.checkpoints import Card, load_checkpoint
 from dn_core.errors import RegistryError
 from dn_core.evaluation import measure
@@ -34,8 +32,6 @@ from dn_core.models import registry
 from dn_core.models.index import FILE, MAX_INDEX_BYTES, Entry, Index, check_name, content_name, index_bytes, parse_index
 from dn_core.models.web import check_address, read_whole
 from dn_core.safe_write import replaced_file
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 LEVELS = ("gaussian 10", "gaussian 25", "gaussian 50")
 TOLERANCE = 0.02
@@ -220,8 +216,8 @@ def open_registry(address: str) -> str:
     return address.rstrip("/")
 
 
-def run(models: Sequence[Path], to: str, test: Path, names: Sequence[str], limit: int | None, tolerance: float, reason: str) -> None:
-    """Everything in order: read, score, refuse or write."""
+def run(models: Sequence[Path], to: str, test: Path, names: Sequence[str], limit: int | None, tolerance: float, reason: str) -> str:
+    """Everything in order: read, score, refuse or write; what became of each model."""
     address = open_registry(to)
     candidates = read_candidates(models)
     known = measure.paper_levels()
@@ -230,22 +226,21 @@ def run(models: Sequence[Path], to: str, test: Path, names: Sequence[str], limit
     index = read_index(address)
     there = {entry.name: entry for entry in index.entries}
     images = measure.read_images(test, limit)
-    chosen = []
+    chosen, told = [], []
     for candidate in candidates:
         old = there.get(candidate.name)
         if old is not None and old.sha256 == candidate.sha256:
             write_blob(address, old.file, candidate)
-            typer.echo(f"{candidate.name}: version {old.version} has this content already")
+            told.append(f"{candidate.name}: version {old.version} has this content already")
             continue
         levels = [known[name] for name in names]
         chosen.append((candidate, judge(address, candidate, old, images, levels, tolerance, reason)))
     if chosen:
         sequence = publish(address, chosen, index)
-        for candidate, record in chosen:
-            typer.echo(f"{candidate.name}: published version {record['version']} to {to} (sequence number {sequence})")
+        told += [f"{record['name']}: published version {record['version']} to {to} (sequence number {sequence})" for _, record in chosen]
+    return "\n".join(told)
 
 
-@app.command()
 def main(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Model files.")],
     to: Annotated[str, typer.Option(help="The registry: a folder, or an address of fsspec such as s3://bucket/models.")],
@@ -258,16 +253,11 @@ def main(
     accept_worse: Annotated[str, typer.Option(metavar="REASON", help="Publish a worse model; the index shows the reason.")] = "",
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Score models, refuse those that are worse than what they replace, and publish the others to a registry."""
-    try:
-        run(models, to, test, level or LEVELS, limit, tolerance, accept_worse)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        if debug:
-            raise
-        is_explained = isinstance(error, OSError) and error.strerror and error.filename
-        typer.echo(f"{error.strerror}: {error.filename}" if is_explained else str(error), err=True)
-        raise typer.Exit(1) from None
+    """Score, refuse, publish."""
+    explained(lambda: run(models, to, test, level or LEVELS, limit, tolerance, accept_worse), debug)
 
+
+app = app_of(main, "Score models, refuse those that are worse than what they replace, and publish the others to a registry.")
 
 if __name__ == "__main__":
     app()

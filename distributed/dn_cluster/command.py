@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-__all__ = ["explained", "run_script"]
+from dn_cluster.words import sentence
+
+__all__ = ["app_of", "explained", "run_script"]
 
 
 def run_script(description: str | None, plans: tuple[str, ...], other: str) -> None:
@@ -31,6 +34,7 @@ def run_script(description: str | None, plans: tuple[str, ...], other: str) -> N
         wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for nodes.")] = 30,
         allow: Annotated[list[str] | None, typer.Option(help="A setting that may differ from the run resumed.")] = None,
         tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write to RUN/tensorboard in the storage, a folder.")] = False,
+        mlflow: Annotated[str, typer.Option(help="Address of an MLflow server to tell of each epoch.")] = "",
         skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be used.")] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
@@ -59,6 +63,7 @@ def run_script(description: str | None, plans: tuple[str, ...], other: str) -> N
                 max_failures=max_failures,
                 skip_bad=skip_bad,
                 tensorboard=tensorboard,
+                mlflow=mlflow,
                 allow=tuple(allow or ()),
                 start=load_start(loaded, place),
             )
@@ -66,18 +71,22 @@ def run_script(description: str | None, plans: tuple[str, ...], other: str) -> N
 
         explained(train, debug)
 
-    main.__doc__ = description
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    app_of(main, description)()
 
 
-def explained(action: Any, debug: bool) -> None:
+def app_of(main: Callable[..., None], description: str | None) -> typer.Typer:
+    """A script of one command."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(help=description)(main)
+    return app
+
+
+def explained(action: Callable[[], str], debug: bool) -> None:
     """Do it and print its result; an error becomes one line, and exit code 1."""
     try:
         print(action(), flush=True)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from error

@@ -57,7 +57,7 @@ def train_here(job: Job) -> None:
     bank = load_images(job)
     job.remember()
     if job.storage.is_local:
-        for _ in _steps_here(job, bank, job.folder.address):
+        for _ in _steps_here(job, bank, Path(job.folder.address)):
             pass
         return
     from dn_cluster.mirror import mirrored
@@ -67,14 +67,18 @@ def train_here(job: Job) -> None:
             mirror.push()
 
 
-def _steps_here(job: Job, bank: Bank, folder: str | Path) -> Iterator[None]:
+def _steps_here(job: Job, bank: Bank, folder: Path) -> Iterator[None]:
     """Train; a line and a pause at the end of each epoch and stage."""
+    from dn_cluster.track import tracked
+
     options = {"start": job.start, "device": "cuda" if job.gpus else "cpu", "precision": job.precision, "allow": job.allow}
-    with contextlib.closing(train_stages(job.recipe, bank, folder, **options)) as steps:
+    stages = train_stages(job.recipe, bank, folder, **options)
+    with contextlib.closing(stages) as steps, tracked(job, bank, folder) as tell:
         for step in steps:
             if step.done % job.recipe.epoch == 0 or step.done == step.total or not step.lr:
                 if step.lr:  # the last report of a stage says nothing new
                     print(describe(step), flush=True)
+                    tell(step)
                 yield
 
 

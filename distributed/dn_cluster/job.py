@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dn_cluster.look import missing_modules
 from dn_cluster.shards import load_pack
 from dn_cluster.storage import Storage
 from dn_core.checkpoints import Checkpoint, load_checkpoint
@@ -39,6 +40,8 @@ class Job:
         How often lost workers and nodes are replaced.
     tensorboard
         Whether the first worker writes TensorBoard's files to the run's folder.
+    mlflow
+        Address of the MLflow server that the first worker tells of each epoch; empty: none.
     start
         The model that the recipe starts from.
     """
@@ -56,6 +59,7 @@ class Job:
     skip_bad: bool = False
     allow: tuple[str, ...] = ()
     tensorboard: bool = False
+    mlflow: str = ""
     start: Checkpoint | None = None
 
     @property
@@ -68,14 +72,21 @@ class Job:
         """The finished model's file name."""
         return f"{self.recipe.name}.safetensors"
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What the nodes need besides, for the options that ask for it."""
+        return ("tensorboard",) * self.tensorboard + ("mlflow",) * bool(self.mlflow)
+
     def check(self) -> None:
         """Refuse what cannot be trained so, before anything is started.
 
         Raises
         ------
         ValueError
-            When a batch cannot be shared by the workers, or the folder holds a run with other settings.
+            When a batch cannot be shared by the workers, the folder holds a run with other settings, or a package is missing.
         """
+        if absent := missing_modules(self.modules):
+            raise ValueError(f"the package {absent[0]} is missing; --{absent[0]} needs it. pip install {absent[0]}, on all nodes.")
         if self.tensorboard and not self.storage.is_local:
             raise ValueError(f"storage is {self.storage.address!r}; with --tensorboard a folder is expected. Leave --tensorboard out.")
         for phase in self.recipe.phases:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import ray.train.torch
 from torch import distributed
 
 from dn_cluster.job import Job, describe, load_images
+from dn_cluster.track import tracked
+from dn_cluster.words import sentence
 from dn_core.memory import keep_freed_memory
 from dn_core.training.bank import Bank
 from dn_core.training.cascade import train_stages
@@ -55,7 +57,11 @@ def train_worker(settings: dict[str, Any]) -> Outcome:
         try:
             _train(job, bank, folder, workers)
         except (ValueError, FloatingPointError) as error:  # the same in all workers
-            return Outcome(refused=str(error))
+            return Outcome(refused=sentence(error))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:  # what is the matter with one worker only may be better with another
+                raise
+            return Outcome(refused=sentence(error))
     return Outcome(model=job.model)
 
 
@@ -64,45 +70,38 @@ def _train(job: Job, bank: Bank | None, folder: Path, workers: Workers) -> None:
     options = {"start": job.start, "device": str(ray.train.torch.get_device()), "precision": job.precision, "allow": job.allow}
     published: set[str] = set()
     stages = train_stages(job.recipe, bank, folder, workers=workers, **options)
-    with contextlib.closing(stages) as steps, _tensorboard(job, workers) as write:
+    with contextlib.closing(stages) as steps, contextlib.ExitStack() as stack:
+        tell = stack.enter_context(tracked(job, bank, folder)) if workers.rank == 0 else None
         for step in steps:
             finished = step.lr == 0  # a stage's last report, when its model is there, says nothing new
             if not (finished or step.done % job.recipe.epoch == 0 or step.done == step.total):
                 continue
+            if tell is not None and not finished:
+                print(describe(step), flush=True)
+                tell(step)
+            _check_room(job, folder, workers)
             if workers.rank == 0:
-                if not finished:
-                    print(describe(step), flush=True)
-                    write(step)
                 _publish(folder, job, published)
             _report(folder, step, workers)
 
 
-@contextlib.contextmanager
-def _tensorboard(job: Job, workers: Workers) -> Iterator[Callable[[TrainProgress], None]]:
-    """What writes an epoch to TensorBoard's files, if that is wanted."""
-    if not job.tensorboard or workers.rank != 0:
-        yield lambda step: None
-        return
-    from tensorboardX import SummaryWriter
-
-    with SummaryWriter(f"{job.folder.address}/tensorboard") as writer:
-
-        def write(step: TrainProgress) -> None:
-            done = step.stage * job.recipe.steps + step.done
-            names = ("loss", "psnr", "lr", "megapixels_per_second")
-            for name, value in zip(names, (step.epoch_loss, step.psnr, step.lr, step.megapixels_per_second), strict=True):
-                if value is not None:
-                    writer.add_scalar(name, value, done)
-            writer.flush()
-
-        yield write
+def _check_room(job: Job, folder: Path, workers: Workers) -> None:
+    """End in all workers, with all that was saved as it is, rather than amid writing to a full disk."""
+    trouble = None
+    if workers.rank == 0:
+        try:
+            job.folder.check_room(2 * sum(path.stat().st_size for path in folder.rglob("*.safetensors")))  # with a finished model
+        except OSError as error:
+            trouble = error
+    if not workers.all_true(trouble is None, ray.train.torch.get_device()):
+        raise trouble or OSError(errno.ENOSPC, "the first worker has no room for checkpoints", job.folder.address)
 
 
 def _load(job: Job) -> tuple[Bank | None, str]:
     try:
         return load_images(job), ""
     except (ValueError, OSError) as error:
-        return None, str(error)
+        return None, sentence(error)
 
 
 def _trouble_of_any(bank: Bank | None, trouble: str, workers: Workers) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from dn_cluster.driver import connect, train_job, train_on_cluster
 from dn_cluster.job import Job
 from dn_cluster.preflight import check_nodes, wait_for_places
+from dn_cluster.words import first_line
 from dn_core.checkpoints import load_checkpoint
 
 __all__ = ["Member", "look_up", "status_table", "train_family"]
@@ -56,7 +57,7 @@ def train_family(members: Iterable[Member], retries: int, wait: float) -> Iterat
         try:
             train_on_cluster(member.job, wait)
         except (ValueError, RuntimeError, OSError) as error:
-            yield replace(member, state="failed", note=_first_line(error), seconds=time.monotonic() - began)
+            yield replace(member, state="failed", note=first_line(error), seconds=time.monotonic() - began)
         else:
             yield replace(look_up(member.job), seconds=time.monotonic() - began)
 
@@ -87,7 +88,7 @@ def _side_by_side(members: list[Member], retries: int, wait: float) -> Iterator[
             ray.get(reference)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            yield replace(member, state="failed", note=_first_line(cause), seconds=time.monotonic() - began)
+            yield replace(member, state="failed", note=first_line(cause), seconds=time.monotonic() - began)
         else:
             yield replace(look_up(member.job), seconds=time.monotonic() - began)
 
@@ -107,7 +108,3 @@ def _scores(content: bytes, job: Job) -> str:
         card = load_checkpoint(path).card
     score = card.scores.get("held_out_sigma25_psnr")
     return f"{card.training['megapixels']} Mpx" + ("" if score is None else f", held-out PSNR at sigma 25 {score:.2f} dB")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dn_cluster.job import Job
 from dn_cluster.look import look, versions
+from dn_cluster.words import first_line
 
 __all__ = ["check_nodes", "places", "wait_for_places"]
 
@@ -74,7 +75,9 @@ def check_nodes(job: Job, nodes: Mapping[str, int]) -> None:
     try:
         task = ray.remote(num_cpus=0, max_retries=0)(look)
         tasks = {
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(job.data, job.folder, marker): node
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                job.data, job.folder, marker, job.modules
+            ): node
             for node in nodes
         }
         ready, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_SECONDS)
@@ -83,7 +86,14 @@ def check_nodes(job: Job, nodes: Mapping[str, int]) -> None:
             raise ValueError(f"{names} did not answer within {ANSWER_SECONDS} s; every node is expected to. See `ray status`.")
         here = versions()
         for task in ready:
-            _judge(_address(tasks[task]), ray.get(task), here, job)
+            name = _address(tasks[task])
+            try:
+                seen = ray.get(task)
+            except ray.exceptions.RayError as error:
+                if not _is_alive(tasks[task]):  # it died meanwhile; Ray Train takes other nodes, or waits for one
+                    continue
+                raise ValueError(f"node {name} cannot run our code ({first_line(error)}); give all nodes the same image.") from error
+            _judge(name, seen, here, job)
     finally:
         job.folder.remove(marker)
 
@@ -92,6 +102,8 @@ def _judge(name: str, seen: Mapping[str, Any], here: Mapping[str, str], job: Job
     there = seen["versions"]
     if different := [f"{what} {there.get(what)} there, {version} here" for what, version in here.items() if there.get(what) != version]:
         raise ValueError(f"node {name} has other versions ({'; '.join(different)}); the same are expected. Give all nodes the same image.")
+    if seen["missing"]:
+        raise ValueError(f"node {name} has no {seen['missing'][0]}; --{seen['missing'][0]} needs it on every node. Install it there.")
     if not seen["data"]:
         raise ValueError(
             f"node {name} has no {job.data}; the folder of images is expected on every node. Mount it there, or change --data."
@@ -108,6 +120,10 @@ def _ask_autoscaler(job: Job) -> None:
 
     bundle = {name: amount for name, amount in (("CPU", job.cpus), ("GPU", job.gpus)) if amount}
     request_resources(bundles=[bundle] * job.workers)
+
+
+def _is_alive(node_id: str) -> bool:
+    return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id)
 
 
 def _address(node_id: str) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from fsspec.implementations.local import LocalFileSystem
 
 from dn_core.safe_write import replaced_file
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-__all__ = ["Storage"]
+__all__ = ["Storage", "WholeFiles"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,7 @@ class Storage:
         from pyarrow import fs
 
         if self.is_local:
-            return fs.LocalFileSystem(), self.address
+            return fs.PyFileSystem(fs.FSSpecHandler(WholeFiles())), self.address
         kind, _, path = self.address.partition("://")
         if kind == "s3":
             endpoint = os.environ.get("AWS_ENDPOINT_URL")
@@ -93,9 +99,55 @@ class Storage:
             system, root = self.filesystem()
             system.delete_file(f"{root}/{name}")
 
+    def check_room(self, needed: int) -> None:
+        """Refuse a disk that is about to be full; only a folder's is known.
+
+        Raises
+        ------
+        OSError
+            With ENOSPC, when fewer bytes are free.
+        """
+        if self.is_local and (free := shutil.disk_usage(self.address).free) < needed:
+            advice = "make room and give the same command again"
+            raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free; {advice}", self.address)
+
     def exists(self, name: str) -> bool:
         """Whether a file of this name is there."""
         if self.is_local:
             return Path(self.address, name).is_file()
         system, root = self.filesystem()
         return bool(system.get_file_info(f"{root}/{name}").is_file)
+
+
+class WholeFiles(LocalFileSystem):
+    """Files of this machine for Ray, which appear whole or not at all: it would write its list of checkpoints over the old one."""
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
+        if mode != "wb":
+            return super()._open(path, mode, block_size, **options)
+        return _WholeFile(Path(path))
+
+
+class _WholeFile(io.FileIO):
+    """Takes its name when it is closed, if all could be written."""
+
+    def __init__(self, path: Path) -> None:
+        self._whole = contextlib.ExitStack()
+        super().__init__(self._whole.enter_context(replaced_file(path)), "w")
+
+    def write(self, content: Any) -> int:
+        """Write all of it; an error leaves what was there before."""
+        rest = memoryview(content).cast("B")
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[super().write(rest) or 0 :]
+        except OSError:
+            with self._whole:
+                raise
+        return size
+
+    def close(self) -> None:
+        """Put it in its place."""
+        with self._whole:
+            super().close()

@@ -265,6 +265,7 @@ def test_publishers_of_different_models_share_a_folder(tmp_path, images):
 ENDLESS = """
 import importlib.util, os, sys
 from pathlib import Path
+sys.path.append(str(Path(sys.argv[1]).parent))
 spec = importlib.util.spec_from_file_location("publish", sys.argv[1])
 publish = sys.modules["publish"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(publish)
@@ -319,24 +320,18 @@ def read_all(registry, at_least):
 
 
 @pytest.fixture
-def s3(monkeypatch):
-    """An empty bucket on a server of moto's."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    server = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }.items():
-        monkeypatch.setenv(name, value)
-    files = fsspec.filesystem("s3")
-    files.mkdir("bucket")
-    yield "s3://bucket/models"
-    type(files).clear_instance_cache()
-    server.stop()
+def s3(s3_server, monkeypatch):
+    """An empty bucket."""
+
+    def start(*command, **variables):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, env={**os.environ, **variables}, text=True, **pipes)
+
+    with s3_server(start) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield "s3://bucket/models"
+        type(fsspec.filesystem("s3")).clear_instance_cache()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
-from skimage import data
+from toy import PICTURES, events, write_images, write_recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RECIPE = """
-base = "paper-blind"
-name = "toy"
-epoch = 4
-drop = 0
-
-[network]
-family = "paper"
-layers = 5
-
-[[phase]]
-steps = 8
-batch = 2
-patch = 32
-"""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
-    (place / "images").mkdir()
-    for picture in (data.camera, data.coins, data.moon, data.page, data.text):
-        Image.fromarray(picture()[:96, :96]).save(place / "images" / f"{picture.__name__}.png")
-    (place / "toy.toml").write_text(RECIPE)
+    write_images(place / "images", 5, 96)
+    write_recipe(place / "toy.toml", steps=8, batch=2)
     return place
 
 
@@ -107,3 +93,27 @@ def test_a_name_is_no_path(name, place):
 def test_a_batch_must_divide_by_the_workers(place):
     """It is said before Ray is asked for anything."""
     assert "a batch of 2 patches is to be shared by 3 workers" in script("cascade", place, "--workers", 3, code=1)
+
+
+def test_tensorboard_gets_numbers_and_a_picture_of_each_epoch(place):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed; it comes with the extra 'cluster'")
+    script("cascade", place, "--name", "told", "--tensorboard")
+    found = events(place / "runs" / "told" / "tensorboard")
+    for name in ("loss", "psnr", "lr", "megapixels_per_second"):
+        assert [event.step for event in found.Scalars(name)] == [4, 8, 12, 16], name
+    pictures = found.Images("noisy, denoised, clean")
+    assert [event.step for event in pictures] == [4, 8, 12, 16]
+    shown = [np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("L"), float) for event in pictures]
+    assert {picture.shape for picture in shown} == {(96, 3 * 96)}
+    np.testing.assert_allclose(shown[0][:, 192:], PICTURES[4]()[:96, :96], atol=1)  # the fifth image is held out
+    assert shown[0][:, 96:192].std() > 0
+    assert np.abs(shown[0][:, :96] - shown[0][:, 192:]).mean() > 1
+    assert not np.array_equal(shown[0][:, 96:192], shown[1][:, 96:192])
+    np.testing.assert_array_equal(shown[0][:, :96], shown[1][:, :96])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="MLflow is installed")
+def test_what_mlflow_needs_is_said_before_anything_starts(place):
+    said = script("cascade", place, "--name", "mlflow", "--mlflow", "http://127.0.0.1:5000", code=1)
+    assert said == "error: the package mlflow is missing; --mlflow needs it. pip install mlflow, on all nodes.\n"
+    assert not (place / "runs" / "mlflow").exists()

@@ -5,14 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from skimage import data
-
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "distributed"))
 
 from dn_cluster.shards import FORMAT, MANIFEST, load_pack, write_shard
 from dn_cluster.storage import Storage
