@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_models import CONFIGS, small_model
 
 from dn_core.inference.denoise import SPARE_BYTES, Settings
 from dn_core.inference.tiling import count_tiles
 from dn_core.memory import available_memory
+from dn_core.training.bank import Bank
+from dn_core.training.fit import fit
+from dn_core.training.recipes import Phase, load_recipe
 
 GB = 10**9
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are of Linux")
@@ -37,6 +44,19 @@ def inside(folder, files):
 
 def run_child(code, *arguments):
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+LIMITED = """
+import resource, sys, warnings
+import numpy as np
+import dn_core
+from dn_core.inference.engines import OpenVinoEngine, TileTooLargeError
+model = dn_core.load_model("dn-fast")
+dn_core.denoise(np.random.default_rng(0).random((64, 64), "f4"), model, device="cpu")
+def limit(free):
+    used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (used + free,) * 2)
+"""
 
 
 # What is free
@@ -181,19 +201,38 @@ def test_tiles_take_no_more_memory_than_planned_and_not_much_less(name, side, ti
     assert planned < 2 * used * max(1, (os.cpu_count() or 1) / 2)  # there may be fewer streams than cores
 
 
-# Real limits
+# Training
 
-LIMITED = """
-import resource, sys, warnings
-import numpy as np
-import dn_core
-from dn_core.inference.engines import OpenVinoEngine, TileTooLargeError
-model = dn_core.load_model("dn-fast")
-dn_core.denoise(np.random.default_rng(0).random((64, 64), "f4"), model, device="cpu")
-def limit(free):
-    used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (used + free,) * 2)
+
+def test_a_step_of_training_beyond_memory_is_refused_before_it_is_begun(tmp_path):
+    bank = Bank((np.random.default_rng(0).integers(0, 255, (1030, 1030)).astype("u1"),))
+    recipe = replace(load_recipe("dn-fast"), phases=(Phase(10, 8, 64), Phase(10, 4096, 1024)))
+    with pytest.raises(MemoryError, match=r"a step of 4096 patches of 1024 pixels needs [\d,]+ bytes of memory.*Use a smaller batch"):
+        next(fit(recipe, bank, tmp_path))
+    assert not (tmp_path / "state.safetensors").exists()
+
+
+@linux
+def test_reading_images_stops_before_memory_is_full(tmp_path):
+    row = np.arange(6000) % 251
+    Image.fromarray((row[:, None] + row).astype("u1")).save(tmp_path / "00.png", compress_level=1)
+    for number in range(1, 20):
+        shutil.copy(tmp_path / "00.png", tmp_path / f"{number:02}.png")
+    code = """
+from dn_core.training.bank import load_bank
+limit(2**29)
+try:
+    load_bank(sys.argv[1])
+except MemoryError as error:
+    print(error)
 """
+    done = run_child(LIMITED + code, tmp_path)
+    assert re.match(
+        r"training on \S+ from its file ([4-9]|1\d) of 20 on needs 268,435,456 bytes of memory, [\d,]+ are available. ", done.stdout
+    )
+
+
+# Real limits
 
 
 @linux
