@@ -1,13 +1,15 @@
-"""Memory: what is free, and an allocator that does not give freed memory back on every call."""
+"""Memory: what is free, a word where that is too little, and an allocator that does not give freed memory back on every call."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_memory", "keep_freed_memory"]
+__all__ = ["available_memory", "check_memory", "keep_freed_memory"]
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD = -3, -1, -2
 
@@ -32,28 +34,60 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that a new allocation may take, as far as the system (under `root`) and the container's limit say; None where they do not."""
-    free = [value for value in (_system_memory(root), _container_memory(root)) if value is not None]
-    return min(free, default=None)
+def check_memory(what: str, needed: int, available: int, advice: str) -> None:
+    """Refuse, before it is begun, what does not fit: the system would let it begin, and then kill the process.
+
+    Raises
+    ------
+    MemoryError
+        When `what` needs more bytes than there are; with both numbers and the advice.
+    """
+    if needed > available:
+        raise MemoryError(f"{what} needs {needed:,} bytes of memory, {available:,} are available. {advice}")
 
 
-def _system_memory(root: Path) -> int | None:
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that new allocations may take, as the system (under `root`), the control groups of this process and its limits say.
+
+    Where the system does not say what is free (macOS), all physical memory; on Windows, which itself refuses what does not fit, no bound.
+    """
+    return max(0, min([_system_memory(root), *_group_memory(root), *_address_space(root)]))
+
+
+def _system_memory(root: Path) -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    return None
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return sys.maxsize
 
 
-def _container_memory(root: Path) -> int | None:
-    """What the control group (version 2, then 1) leaves; its file cache counts as free."""
-    for limit, used, cache in (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat"),
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes", "sys/fs/cgroup/memory/memory.stat"),
+def _group_memory(root: Path) -> Iterator[int]:
+    """What the limit of each control group around this process (version 2 and 1) leaves; file cache not in use counts as free."""
+    own = {}
+    with contextlib.suppress(OSError, ValueError):
+        own = dict(line.split(":", 2)[1:] for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines())
+    for controller, mount, limit, used in (
+        ("", "sys/fs/cgroup", "memory.max", "memory.current"),
+        ("memory", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
-            free = int((root / limit).read_text(encoding="ascii")) - int((root / used).read_text(encoding="ascii"))
-            counts = dict(line.split() for line in (root / cache).read_text(encoding="ascii").splitlines())
-            return max(0, free + int(counts.get("inactive_file", 0)))
-    return None
+        group = Path(own.get(controller, "/").lstrip("/"))
+        # A container may see its own group as the root, and its path as it is outside.
+        for folder in (root / mount / part for part in (group, *group.parents)):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
+                free = int((folder / limit).read_text(encoding="ascii")) - int((folder / used).read_text(encoding="ascii"))
+                counts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+                yield free + int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
+
+
+def _address_space(root: Path) -> Iterator[int]:
+    """What ``ulimit -v`` leaves."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            pages = int((root / "proc/self/statm").read_text(encoding="ascii").split()[0])
+            yield limit - pages * resource.getpagesize()

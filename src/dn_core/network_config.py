@@ -7,6 +7,7 @@ which works on a space-to-depth image and predicts the noise instead of the imag
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 __all__ = ["BlockKind", "BlockStart", "NetworkConfig", "half_resolution_config", "paper_config"]
@@ -99,6 +100,21 @@ class NetworkConfig:
         radius = sum(kernel // 2 for kernel, _ in self.entry) + self.last_kernel // 2
         radius += sum(2 if kind == "full" else 1 for kind in self.blocks)
         return radius * self.shuffle
+
+    @property
+    def live_values(self) -> int:
+        """How many numbers for each pixel are in memory at once while the network computes, at most."""
+        channels = [self.inputs * self.shuffle**2, *(channels for _, channels in self.entry)]
+        layers = [before + after for before, after in pairwise(channels)] + [2 * after for after in channels[1:]]
+        layers += [3 * self.width] * bool(self.blocks) + [self.width + 2 * self.shuffle**2]
+        return -(-max(layers) // self.shuffle**2)
+
+    @property
+    def training_values(self) -> int:
+        """As `live_values`, while it is trained: what each layer took in is kept for the gradient."""
+        kept = self.inputs * self.shuffle**2 + sum(channels for _, channels in self.entry)
+        kept += sum(2 if kind == "full" else 3 for kind in self.blocks) * self.width
+        return -(-kept // self.shuffle**2) + 3 * self.live_values
 
     def weight_shapes(self) -> dict[str, tuple[int, int, int, int]]:
         """The name and shape (out, in, kernel, kernel) of every weight, in order."""

@@ -1,34 +1,286 @@
-"""How much memory is free: what the system says, and less where a container allows less."""
+"""Memory is planned: what is free, tiles that fit into it, and a sentence where nothing does."""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_models import CONFIGS, small_model
+
+from dn_core.inference.denoise import SPARE_BYTES, Settings
+from dn_core.inference.tiling import count_tiles
 from dn_core.memory import available_memory
+from dn_core.training.bank import Bank
+from dn_core.training.fit import fit
+from dn_core.training.recipes import Phase, load_recipe
 
 GB = 10**9
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are of Linux")
 
 
-def write(root, **texts):
+def write(root, texts):
     for name, text in texts.items():
-        path = root / name.replace("__", "/")
+        path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 
+def group(limit, used, cache):
+    """A control group of version 2."""
+    return {"memory.max": f"{limit}\n", "memory.current": f"{used}\n", "memory.stat": f"anon 5\ninactive_file {cache}\n"}
+
+
+def inside(folder, files):
+    return {f"{folder}/{name}": text for name, text in files.items()}
+
+
+def run_child(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+LIMITED = """
+import resource, sys, warnings
+import numpy as np
+import dn_core
+from dn_core.inference.engines import OpenVinoEngine, TileTooLargeError
+model = dn_core.load_model("dn-fast")
+dn_core.denoise(np.random.default_rng(0).random((64, 64), "f4"), model, device="cpu")
+def limit(free):
+    used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (used + free,) * 2)
+"""
+
+
+# What is free
+
+
 def test_the_system_is_asked(tmp_path):
-    write(tmp_path, proc__meminfo="MemTotal: 9 kB\nMemAvailable:  2000 kB\n")
+    write(tmp_path, {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:  2000 kB\n"})
     assert available_memory(tmp_path) == 2000 * 1024
 
 
 def test_a_container_may_allow_less(tmp_path):
-    write(tmp_path, proc__meminfo=f"MemAvailable: {8 * GB // 1024} kB\n")
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    for name, text in {"max": str(3 * GB), "current": str(2 * GB), "stat": f"anon 5\ninactive_file {GB}\n"}.items():
-        (group / f"memory.{name}").write_text(text)
+    write(tmp_path, {"proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n", **inside("sys/fs/cgroup", group(3 * GB, 2 * GB, GB))})
     assert available_memory(tmp_path) == 2 * GB
-    (group / "memory.max").write_text("max\n")
+    write(tmp_path, {"sys/fs/cgroup/memory.max": "max\n"})
     assert available_memory(tmp_path) == 8 * GB // 1024 * 1024
 
 
-def test_nothing_is_known_where_nothing_is_said(tmp_path):
-    assert available_memory(tmp_path) is None
+@pytest.mark.parametrize("tightest", ["a/b", "a", "."])
+def test_the_tightest_group_around_the_process_counts(tmp_path, tightest):
+    write(tmp_path, {"proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n", "proc/self/cgroup": "0::/a/b\n"})
+    for folder in ("a/b", "a", ".", "other"):
+        limit = {tightest: 3 * GB, "other": GB}.get(folder, 5 * GB)
+        write(tmp_path, inside(f"sys/fs/cgroup/{folder}", group(limit, GB, 0)))
+    assert available_memory(tmp_path) == 2 * GB
+
+
+def test_the_path_of_a_group_outside_the_container_does_no_harm(tmp_path):
+    write(tmp_path, {"proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n", "proc/self/cgroup": "0::/docker/0123\n"})
+    write(tmp_path, inside("sys/fs/cgroup", group(3 * GB, GB, 0)))
+    assert available_memory(tmp_path) == 2 * GB
+
+
+def test_groups_of_version_1_count_their_members_cache(tmp_path):
+    write(tmp_path, {"proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n", "proc/self/cgroup": "5:memory:/a\n4:cpu,cpuacct:/x\n0::/\n"})
+    write(
+        tmp_path,
+        inside(
+            "sys/fs/cgroup/memory/a",
+            {
+                "memory.limit_in_bytes": f"{3 * GB}\n",
+                "memory.usage_in_bytes": f"{2 * GB}\n",
+                "memory.stat": f"inactive_file 0\ntotal_inactive_file {GB}\n",
+            },
+        ),
+    )
+    assert available_memory(tmp_path) == 2 * GB
+
+
+def test_a_group_over_its_limit_leaves_nothing(tmp_path):
+    write(tmp_path, {"proc/meminfo": "MemAvailable: 2000 kB\n", **inside("sys/fs/cgroup", group(GB, 2 * GB, 0))})
+    assert available_memory(tmp_path) == 0
+
+
+def test_physical_memory_is_the_bound_where_the_system_does_not_say(tmp_path):
+    expected = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
+    assert available_memory(tmp_path) == expected
+
+
+@linux
+def test_a_limit_on_the_address_space_counts():
+    code = """
+import resource
+from dn_core.memory import available_memory
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+print(available_memory())
+"""
+    assert 2**29 < int(run_child(code).stdout) < 2**30
+
+
+# Tiles that fit
+
+
+def settings_of(name, **options):
+    defaults = {"amount": 1.0, "noise": None, "device": "cpu", "tile": None, "precision": "float32", "nonfinite": "raise"}
+    return Settings(small_model(name), **{**defaults, **options})
+
+
+def needed_for(settings, shape, planes, tile):
+    config = settings.model.config
+    tiles, pixels = count_tiles(shape, tile, config.halo, config.shuffle)
+    return settings.engine_for(np.dtype("u1")).memory(pixels, planes * tiles) + SPARE_BYTES
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_largest_tile_that_fits_is_taken(name, precision):
+    settings = settings_of(name, precision=precision)
+    usual = settings.first_tile()
+    shape, planes, dtype = (3000, 2000), 2, np.dtype("u1")
+    assert settings.fitting_tile(shape, planes, dtype, 100 * GB) == usual
+    for tile in (usual // 2, usual // 4):
+        available = needed_for(settings, shape, planes, tile)
+        assert settings.fitting_tile(shape, planes, dtype, available) == tile
+        assert needed_for(settings, shape, planes, 2 * tile) > available
+
+
+def test_an_image_smaller_than_the_tile_needs_little():
+    assert settings_of("paper").fitting_tile((50, 60), 1, np.dtype("u1"), SPARE_BYTES + 4 * 10**6) == settings_of("paper").first_tile()
+
+
+def test_a_tile_that_was_asked_for_and_does_not_fit_is_halved_with_a_warning():
+    settings = settings_of("paper", tile=2000)
+    available = needed_for(settings, (3000, 3000), 1, 1000)
+    with pytest.warns(RuntimeWarning, match=rf"tiles of 2000 pixels need more than the {available:,} bytes.*tiles of 1000 pixels"):
+        assert settings.fitting_tile((3000, 3000), 1, np.dtype("u1"), available) == 1000
+
+
+@pytest.mark.parametrize("tile", [None, 2000, 20])
+def test_where_no_tile_fits_the_numbers_are_told(tile):
+    with pytest.raises(MemoryError, match=r"a tile of (32|20) pixels needs [\d,]+ bytes of memory, 1,000 are available. Close other"):
+        settings_of("paper", tile=tile).fitting_tile((3000, 3000), 1, np.dtype("u1"), 1000)
+
+
+USED = """
+import sys
+import numpy as np
+import dn_core
+from dn_core.inference.tiling import count_tiles
+name, side, tile, precision = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+def kilobytes(what):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1])
+model = dn_core.load_model(name)
+image = np.random.default_rng(0).integers(0, 255, (side, side), "u1")
+out = np.ones_like(image)
+dn_core.denoise(image[:64, :64], model, precision=precision, device="cpu")
+before = kilobytes("VmRSS")
+dn_core.denoise(image, model, precision=precision, device="cpu", tile=tile, out=out)
+tiles, pixels = count_tiles(image.shape, tile, model.config.halo, model.config.shuffle)
+print((kilobytes("VmHWM") - before) * 1024, model.engine("cpu", precision).memory(pixels, tiles))
+"""
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dn-fast", "dn-resnet-13"])
+@pytest.mark.parametrize(("side", "tile", "precision"), [(900, 900, "float32"), (900, 300, "float32"), (300, 300, "float64")])
+def test_tiles_take_no_more_memory_than_planned_and_not_much_less(name, side, tile, precision):
+    done = run_child(USED, name, side, tile, precision)
+    assert done.returncode == 0, done.stderr[-600:]
+    used, planned = map(int, done.stdout.split())
+    assert used < planned + SPARE_BYTES
+    assert planned < 2 * used * max(1, (os.cpu_count() or 1) / 2)  # there may be fewer streams than cores
+
+
+# Training
+
+
+def test_a_step_of_training_beyond_memory_is_refused_before_it_is_begun(tmp_path):
+    bank = Bank((np.random.default_rng(0).integers(0, 255, (1030, 1030)).astype("u1"),))
+    recipe = replace(load_recipe("dn-fast"), phases=(Phase(10, 8, 64), Phase(10, 4096, 1024)))
+    with pytest.raises(MemoryError, match=r"a step of 4096 patches of 1024 pixels needs [\d,]+ bytes of memory.*Use a smaller batch"):
+        next(fit(recipe, bank, tmp_path))
+    assert not (tmp_path / "state.safetensors").exists()
+
+
+@linux
+def test_reading_images_stops_before_memory_is_full(tmp_path):
+    row = np.arange(6000) % 251
+    Image.fromarray((row[:, None] + row).astype("u1")).save(tmp_path / "00.png", compress_level=1)
+    for number in range(1, 20):
+        shutil.copy(tmp_path / "00.png", tmp_path / f"{number:02}.png")
+    code = """
+from dn_core.training.bank import load_bank
+limit(2**29)
+try:
+    load_bank(sys.argv[1])
+except MemoryError as error:
+    print(error)
+"""
+    done = run_child(LIMITED + code, tmp_path)
+    assert re.match(
+        r"training on \S+ from its file ([4-9]|1\d) of 20 on needs 268,435,456 bytes of memory, [\d,]+ are available. ", done.stdout
+    )
+
+
+# Real limits
+
+
+@linux
+def test_with_little_memory_large_tiles_are_never_begun():
+    code = """
+image = np.random.default_rng(0).random((2600, 2600), "f4")
+limit(900 * 2**20)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    result = dn_core.denoise(image, model, device="cpu", tile=2600)
+print(result.shape, str(caught[0].message))
+"""
+    done = run_child(LIMITED + code)
+    assert done.returncode == 0, done.stderr[-600:]
+    assert done.stdout.startswith("(2600, 2600) tiles of 2600 pixels need more than the ")
+
+
+@linux
+def test_a_result_beyond_the_limit_is_refused_before_it_is_allocated():
+    code = """
+image = np.broadcast_to(np.float32(1), (20_000, 20_000))
+limit(10**9)
+try:
+    dn_core.denoise(image, model, device="cpu")
+except MemoryError as error:
+    print(type(error).__name__, error)
+"""
+    assert run_child(LIMITED + code).stdout.startswith(
+        "MemoryError the result of shape (20000, 20000) needs 1,600,000,000 bytes of memory, "
+    )
+
+
+@linux
+def test_openvino_says_when_a_tile_does_not_fit():
+    pytest.importorskip("openvino")
+    code = """
+engine = OpenVinoEngine(model.checkpoint, "float32")
+tile = np.zeros((1, 2600, 2600), "f4")
+limit(600 * 2**20)
+try:
+    list(engine.run([(0, tile)], parallel=False))
+except TileTooLargeError as error:
+    print(error)
+"""
+    assert run_child(LIMITED + code).stdout == "a tile does not fit into memory; use a smaller tile.\n"
+
+
+def test_enough_memory_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings_of("paper", tile=600).fitting_tile((3000, 3000), 1, np.dtype("u1"), 100 * GB)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import threading
 import time
 import warnings
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dn_core.checkpoints import Card, Checkpoint
+from dn_core.inference.arrays import as_array, bytes_of, check_out, from_torch, kind_of, new_array, to_torch
 from dn_core.inference.engines import Engine, Precision, TileTooLargeError, build_engine, choose_device
 from dn_core.inference.planes import (
     Axes,
@@ -28,15 +28,15 @@ from dn_core.inference.planes import (
     Plane,
     Statistics,
     blend,
-    check_dtype,
+    blocks,
     find_axes,
     from_float,
     read_window,
     statistics,
     to_float,
 )
-from dn_core.inference.tiling import Tile, plan_tiles
-from dn_core.memory import available_memory
+from dn_core.inference.tiling import Tile, count_tiles, plan_tiles
+from dn_core.memory import available_memory, check_memory
 from dn_core.models import registry
 from dn_core.network_config import NetworkConfig
 
@@ -46,6 +46,8 @@ __all__ = ["Model", "Progress", "Settings", "denoise", "denoise_steps", "engine_
 WINDOW = {"cpu": 512, "mps": 1024, "cuda": 1536}
 SMALLEST_TILE = 32
 MAX_TILE = 16384
+SPARE_BYTES = 2**25
+"""Left free beside what tiles need: for compiled networks and the reading of blocks."""
 FLOAT32_INTEGERS = 2.0**24
 
 
@@ -181,7 +183,8 @@ def denoise_steps(
     device
         ``"cpu"``, ``"cuda"`` or ``"mps"``; by default the best there is.
     tile
-        Pixels on a side computed at once, the halo not counted. Smaller tiles need less memory and give the same result.
+        Pixels on a side computed at once, the halo not counted. Smaller tiles need less memory and give the same result; where memory
+        would not suffice, smaller ones are taken.
     precision
         ``"float32"``, ``"bfloat16"`` or ``"float64"`` (for checks). By default bfloat16 for 8-bit images where the hardware has it (at most
         0.02 dB), float32 else.
@@ -202,16 +205,21 @@ def denoise_steps(
     TypeError, ValueError, AxisError
         When the image or an option is not one that can be denoised; the message says what to do.
     MemoryError
-        When the result would not fit into memory.
+        When the result, or even the smallest tile, would not fit into the memory that is free.
     """
     settings = Settings(_model_for(model, noise), amount, noise, choose_device(device), tile, precision, nonfinite)
     if (steps := _other_kind(image, settings, channel_axis, alpha, out)) is not None:
         yield from steps
         return
-    source = _as_array(image)
+    source = as_array(image)
     axes = find_axes(tuple(source.shape), channel_axis, alpha)
-    target = _target(image, source, out)
-    yield from _denoise_planes(source, target, axes, settings)
+    available = available_memory()
+    if out is None:
+        target, available = new_array(source, available), available - bytes_of(source)
+    else:
+        check_out(out, image, source)
+        target = out
+    yield from _denoise_planes(source, target, axes, settings, available)
 
 
 @dataclass(frozen=True)
@@ -241,30 +249,57 @@ class Settings:
                 raise ValueError(f"{name} is {value!r}; one of {allowed} is expected. Change {name}.")
 
     def first_tile(self) -> int:
-        """Tile size to begin with."""
+        """Tile size to begin with, where memory suffices."""
         if self.tile is not None:
             return int(self.tile)
         return max(SMALLEST_TILE, WINDOW[self.device.split(":")[0]] - 2 * self.model.config.halo)
+
+    def fitting_tile(self, shape: tuple[int, int], planes: int, dtype: np.dtype[Any], available: int) -> int:
+        """Tile size for so many planes of `shape` and `dtype` that `available` bytes suffice for: `first_tile`, or half of it and so on.
+
+        Raises
+        ------
+        MemoryError
+            When they do not suffice for the smallest one.
+        """
+        config, engine, tile = self.model.config, self.engine_for(dtype), self.first_tile()
+        while True:
+            tiles, pixels = count_tiles(shape, tile, config.halo, config.shuffle)
+            needed = engine.memory(pixels, planes * tiles)
+            if needed == 0 or needed + SPARE_BYTES <= available:
+                break
+            if tile <= SMALLEST_TILE:
+                check_memory(f"a tile of {tile} pixels", needed + SPARE_BYTES, available, "Close other programs, or use a smaller model.")
+            tile = max(SMALLEST_TILE, tile // 2)
+        if self.tile is not None and tile < self.tile:
+            warnings.warn(
+                f"tiles of {self.tile} pixels need more than the {available:,} bytes of memory that are available; tiles of {tile} pixels "
+                "are taken, with the same result.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return tile
 
     def engine_for(self, dtype: np.dtype[Any]) -> Engine:
         """The engine for images of `dtype`."""
         return self.model.engine(self.device, _precision(self.precision, dtype))
 
 
-def _denoise_planes(source: Any, target: Any, axes: Axes, settings: Settings) -> Iterator[Progress]:
+def _denoise_planes(source: Any, target: Any, axes: Axes, settings: Settings, available: int) -> Iterator[Progress]:
     """All planes of an array; smaller tiles, then the CPU, are tried where memory does not suffice."""
     known: dict[Plane, Statistics] = {}
+    planes, config = list(axes.planes()), settings.model.config
+    tile = settings.fitting_tile(axes.plane_shape, len(planes), np.dtype(source.dtype), available)
     if isinstance(source, np.ndarray):  # all is checked before the first pixel is written
-        planes, config = list(axes.planes()), settings.model.config
-        total = len(planes) * len(plan_tiles(axes.plane_shape, settings.first_tile(), config.halo, config.shuffle))
+        total = len(planes) * count_tiles(axes.plane_shape, tile, config.halo, config.shuffle)[0]
         for plane in planes:
             known[plane] = _checked_statistics(source, plane, settings.nonfinite)
             if len(planes) > 1:
                 yield Progress(0, total, math.nan)
     for plane in axes.planes(alpha=True):
-        whole = plane.index(*(slice(0, extent) for extent in axes.plane_shape))
-        target[whole] = source[whole]
-    tile, warned = settings.first_tile(), False
+        for block in blocks(source, plane):
+            target[plane.index(*block)] = source[plane.index(*block)]
+    warned = False
     while True:
         try:
             yield from _denoise_tiled(source, target, axes, settings, tile, known)
@@ -282,8 +317,8 @@ def _denoise_planes(source: Any, target: Any, axes: Axes, settings: Settings) ->
             if tile < SMALLEST_TILE:
                 if settings.device == "cpu":
                     raise
-                settings = Settings(settings.model, settings.amount, settings.noise, "cpu", None, settings.precision, settings.nonfinite)
-                tile = settings.first_tile()
+                settings = replace(settings, device="cpu", tile=None)
+                tile = settings.fitting_tile(axes.plane_shape, len(planes), np.dtype(source.dtype), available)
 
 
 def _denoise_tiled(
@@ -389,71 +424,9 @@ def _precision(asked: Precision | None, dtype: np.dtype[Any]) -> Precision:
     return "bfloat16" if dtype.itemsize == 1 else "float32"
 
 
-def _as_array(image: Any) -> Any:
-    """What can be sliced window by window: arrays on disk (zarr, h5py, `ImageFile.source`) as they are, everything else as numpy."""
-    if isinstance(image, (str, Path)):
-        check_dtype(np.dtype(np.str_))
-    if isinstance(image, np.ma.MaskedArray):
-        raise TypeError("image is a masked array, whose mask would be lost; a plain array is expected. Use image.filled(value).")
-    if hasattr(image, "__cuda_array_interface__"):
-        raise TypeError("image lives on a GPU; a numpy array or a torch tensor is expected. Use image.get(), or torch.from_dlpack(image).")
-    if _kind(image) in ("zarr", "chunked"):
-        check_dtype(np.dtype(image.dtype))
-        return image
-    try:
-        array = np.asarray(image)
-    except ValueError as error:
-        raise ValueError(
-            f"image is a {type(image).__name__} that is not a rectangular array ({error}); give rows of equal length."
-        ) from error
-    check_dtype(array.dtype)
-    return array
-
-
-def _target(image: Any, source: Any, out: Any) -> Any:
-    """Where the result goes: `out`, or a new array of the image's kind."""
-    shape, dtype = tuple(source.shape), np.dtype(source.dtype)
-    if out is not None:
-        if not (hasattr(out, "shape") and hasattr(out, "dtype") and hasattr(out, "__setitem__")):
-            raise TypeError(f"out is a {type(out).__name__}; an array to write to is expected. Use numpy.empty_like(image).")
-        if isinstance(out, np.ndarray) and not out.flags.writeable:
-            raise ValueError("out is read-only; an array that can be written to is expected. Open a memory map with mode 'r+' or 'w+'.")
-        if tuple(out.shape) != shape or np.dtype(out.dtype).newbyteorder("=") != dtype.newbyteorder("="):
-            raise ValueError(f"out is {out.dtype} {tuple(out.shape)}; {dtype} {shape}, as the image, is expected. Make it with these.")
-        if _same_storage(out, image):
-            raise ValueError(
-                "out shares memory with the image, which is never written to; a separate array is expected. Use numpy.empty_like(image)."
-            )
-        return out
-    needed = int(np.prod([int(extent) for extent in shape], dtype=object)) * dtype.itemsize
-    available = available_memory()
-    if available is not None and needed > available:
-        raise MemoryError(
-            f"the result of shape {shape} needs {needed:,} bytes, {available:,} are free. Give out=, a memory map or "
-            "zarr array, or a dask array."
-        )
-    if _kind(image) == "zarr":
-        import zarr
-
-        return zarr.create_array({}, shape=shape, dtype=dtype, chunks=source.chunks)
-    return np.empty(shape, dtype)
-
-
-def _same_storage(out: Any, image: Any) -> bool:
-    """Whether writing to `out` may change `image`: the same memory, the same file, the same zarr store."""
-    if out is image:
-        return True
-    if isinstance(out, np.memmap) and isinstance(image, np.memmap) and out.filename and image.filename:
-        return os.path.samefile(out.filename, image.filename)
-    if isinstance(out, np.ndarray) and isinstance(image, np.ndarray):
-        return bool(np.may_share_memory(out, image))
-    stores = getattr(out, "store_path", None), getattr(image, "store_path", None)
-    return stores[0] is not None and stores[0] == stores[1]
-
-
 def _other_kind(image: Any, settings: Settings, channel_axis: int | None, alpha: bool | None, out: Any) -> Iterator[Progress] | None:
     """Steps for arrays that are neither numpy nor zarr, or None."""
-    kind = _kind(image)
+    kind = kind_of(image)
     if kind == "dask":
         from dn_core.inference.lazy import denoise_dask
 
@@ -462,7 +435,7 @@ def _other_kind(image: Any, settings: Settings, channel_axis: int | None, alpha:
         return iter([Progress(1, 1, 0.0, denoise_dask(image, settings, channel_axis, alpha))])
     if kind not in ("torch", "xarray"):
         return None
-    array = image.data if kind == "xarray" else _from_torch(image)
+    array = image.data if kind == "xarray" else from_torch(image)
     options = {"channel_axis": channel_axis, "amount": settings.amount, "noise": settings.noise, "device": settings.device, "out": out}
     options |= {"tile": settings.tile, "precision": settings.precision, "nonfinite": settings.nonfinite, "alpha": alpha}
     return _converted(denoise_steps(array, settings.model, **options), image, kind)
@@ -472,31 +445,8 @@ def _converted(steps: Iterator[Progress], image: Any, kind: str) -> Iterator[Pro
     for step in steps:
         result = step.result
         if result is not None:
-            result = image.copy(data=result) if kind == "xarray" else _to_torch(result, image)
+            result = image.copy(data=result) if kind == "xarray" else to_torch(result, image)
         yield Progress(step.done, step.total, step.seconds_left, result)
-
-
-def _from_torch(tensor: Any) -> NDArray[Any]:
-    import torch
-
-    values = tensor.detach().cpu()
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # type: ignore[no-any-return]
-
-
-def _to_torch(array: NDArray[Any], like: Any) -> Any:
-    import torch
-
-    return torch.from_numpy(array).to(like.device, like.dtype)
-
-
-def _kind(image: Any) -> str:
-    """Which library an array comes from, without importing any of them; "chunked" is any other array on disk."""
-    root = type(image).__module__.split(".")[0]
-    if not (hasattr(image, "shape") and hasattr(image, "dtype")):
-        return "numpy"
-    if root in ("dask", "zarr", "torch", "xarray"):
-        return root
-    return "chunked" if hasattr(image, "chunks") else "numpy"
 
 
 @functools.lru_cache(maxsize=8)

@@ -50,6 +50,10 @@ class Engine(Protocol):
         """Compute ``(inputs, height, width)`` arrays to ``(height, width)``, in order; several at once if `parallel`."""
         ...
 
+    def memory(self, pixels: int, tiles: int) -> int:
+        """Bytes that the computation of `tiles` tiles of so many pixels, halo included, takes at most; 0 where none are the system's."""
+        ...
+
 
 def choose_device(device: str | None) -> str:
     """``"cpu"``, ``"cuda"`` (or ``"cuda:1"``) or ``"mps"``: what was asked for, or the best that is there.
@@ -123,6 +127,12 @@ class OpenVinoEngine:
                 with contextlib.suppress(RuntimeError):  # one has failed already, and that is what is told
                     request.wait()
 
+    def memory(self, pixels: int, tiles: int) -> int:
+        """See `Engine.memory`: each stream has activations, each request an input and an output beside the image's pixels."""
+        config, streams = self._checkpoint.config, min(tiles, _threads() or _cores())
+        values = streams * config.live_values + min(tiles, 2 * streams) * (2 * config.inputs + 5)
+        return pixels * self.dtype.itemsize * values
+
     def _requests(self, shape: tuple[int, ...], parallel: bool) -> list[Any]:
         compiled = self._compile(shape, parallel)
         count = 2 * int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if parallel else 1
@@ -132,8 +142,11 @@ class OpenVinoEngine:
         key = (shape, parallel)
         with self._lock:
             if key not in self._compiled:
-                settings = {"INFERENCE_PRECISION_HINT": self._precision, "PERFORMANCE_HINT": "THROUGHPUT" if parallel else "LATENCY"}
-                if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+                settings: dict[str, Any] = {
+                    "INFERENCE_PRECISION_HINT": self._precision,
+                    "PERFORMANCE_HINT": "THROUGHPUT" if parallel else "LATENCY",
+                }
+                if threads := _threads():
                     settings["INFERENCE_NUM_THREADS"] = threads
                 self._compiled[key] = self._core.compile_model(_openvino_graph(self._checkpoint, shape), "CPU", settings)
                 while len(self._compiled) > MAX_COMPILED:
@@ -152,6 +165,7 @@ class TorchEngine:
         self._autocast = precision == "bfloat16" and self._device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = torch.float64 if precision == "float64" else torch.float32
         self.dtype = np.dtype(np.float64 if precision == "float64" else np.float32)
+        self._config = checkpoint.config
         self._network = checkpoint.network().to(self._device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.name = f"torch {torch.__version__}, {self._device}, {'bfloat16' if self._autocast else self.dtype}"
 
@@ -159,6 +173,16 @@ class TorchEngine:
         """See `Engine.run`; tiles are computed one by one."""
         for key, array in work:
             yield key, self._compute(array)
+
+    def memory(self, pixels: int, tiles: int) -> int:
+        """See `Engine.memory`; what is freed between layers may stay with the allocator."""
+        if self._device.type == "cuda":
+            return 0
+        values = 2 * self._config.live_values + 2 * self._config.inputs + 5
+        if self.dtype == np.float64:  # torch unfolds the input of such convolutions: a column for each pixel
+            shapes = self._config.weight_shapes().values()
+            values += -(-max(before * height * width for _, before, height, width in shapes) // self._config.shuffle**2)
+        return pixels * self.dtype.itemsize * values
 
     def _compute(self, array: NDArray[Any]) -> NDArray[Any]:
         import torch
@@ -178,6 +202,16 @@ class TorchEngine:
         raise TileTooLargeError(
             f"a tile of {array.shape[1]}x{array.shape[2]} pixels does not fit into the memory of {self._device}; use a smaller tile."
         )
+
+
+def _threads() -> int:
+    """How many threads the environment asks for; 0 where it does not say."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

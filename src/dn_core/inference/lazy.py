@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dn_core.inference.planes import blend, check_dtype, find_axes, from_float, power_of_two
 from dn_core.inference.tiling import pad_to_multiple, plan_tiles
+from dn_core.memory import available_memory
 
 if TYPE_CHECKING:
     from dn_core.inference.denoise import Settings
@@ -142,7 +143,7 @@ def _change_of_plane(plane: NDArray[Any], settings: Settings, source_dtype: np.d
     """One chunk of a plane, its halo around it; its own border is computed as a border, and cut off by dask where it is not one."""
     config = settings.model.config
     shape = (plane.shape[0], plane.shape[1])
-    tiles = plan_tiles(shape, settings.first_tile(), config.halo, config.shuffle)
+    tiles = plan_tiles(shape, settings.fitting_tile(shape, 1, source_dtype, available_memory()), config.halo, config.shuffle)
     engine = settings.engine_for(source_dtype)
     result = np.empty_like(plane)
 

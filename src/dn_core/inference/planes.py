@@ -20,6 +20,7 @@ __all__ = [
     "Plane",
     "Statistics",
     "blend",
+    "blocks",
     "check_dtype",
     "find_axes",
     "from_float",
@@ -176,7 +177,7 @@ def statistics(source: Any, plane: Plane) -> Statistics:
     """Range, mean and non-finite pixels of one plane, read block by block."""
     low, high, bad, first = math.inf, -math.inf, 0, None
     means, counts = [], []
-    for rows, columns in _blocks(source, plane):
+    for rows, columns in blocks(source, plane):
         pixels = np.asarray(source[plane.index(rows, columns)])
         if pixels.dtype.kind == "f" and not (finite := np.isfinite(pixels)).all():
             bad += pixels.size - int(np.count_nonzero(finite))
@@ -196,7 +197,7 @@ def statistics(source: Any, plane: Plane) -> Statistics:
     return Statistics(low, high, min(max(mean, low), high) if math.isfinite(mean) else low / 2 + high / 2, bad, first)
 
 
-def _blocks(source: Any, plane: Plane) -> Iterator[tuple[slice, slice]]:
+def blocks(source: Any, plane: Plane) -> Iterator[tuple[slice, slice]]:
     """Blocks of about `BLOCK_PIXELS` that cover a plane, along the chunks of an array that has some: each is then decoded once."""
     height, width = plane.axes.plane_shape
     chunks = getattr(source, "chunks", None)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Span", "Tile", "pad_to_multiple", "plan_tiles"]
+__all__ = ["Span", "Tile", "count_tiles", "pad_to_multiple", "plan_tiles"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +73,24 @@ def plan_tiles(shape: tuple[int, int], tile: int, halo: int, multiple: int = 1) 
     list of Tile
         Row by row; their targets cover each pixel once.
     """
-    size = -(-tile // multiple) * multiple
-    rows, columns = (_spans(-(-extent // multiple) * multiple, size, halo) for extent in shape)
-    return [Tile(row, column) for row, column in itertools.product(rows, columns)]
+    return [Tile(row, column) for row, column in itertools.product(*_spans_of(shape, tile, halo, multiple))]
+
+
+def count_tiles(shape: tuple[int, int], tile: int, halo: int, multiple: int = 1) -> tuple[int, int]:
+    """How many tiles `plan_tiles` would give, and how many pixels one's window has."""
+    rows, columns = _spans_of(shape, tile, halo, multiple)
+    return len(rows) * len(columns), (rows[0].stop - rows[0].start) * (columns[0].stop - columns[0].start)
 
 
 def pad_to_multiple(plane: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     """The plane with its last row and column repeated up to `shape`."""
     missing = [(0, wanted - extent) for extent, wanted in zip(plane.shape, shape, strict=True)]
     return np.pad(plane, missing, mode="edge") if any(after for _, after in missing) else plane
+
+
+def _spans_of(shape: tuple[int, int], tile: int, halo: int, multiple: int) -> list[list[Span]]:
+    size = -(-tile // multiple) * multiple
+    return [_spans(-(-extent // multiple) * multiple, size, halo) for extent in shape]
 
 
 def _spans(length: int, tile: int, halo: int) -> list[Span]:

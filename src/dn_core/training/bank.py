@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dn_core import files
+from dn_core.memory import available_memory, check_memory
 
 __all__ = ["Bank", "Skipped", "load_bank", "read_grey", "to_grey"]
 
 # MATLAB's rgb2gray, the rule of the field's grey test sets; Pillow's "L" differs by one grey value here and there.
 GREY = (0.298936, 0.587043, 0.114021)
 NAMED = 20  # bad files named in a message
+SPARE_BYTES = 2**28  # left free beside the images, for the training
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ def load_bank(folder: str | Path, *, smallest: int = 64, hold_out: int = 50, ski
     ValueError
         When files are unusable (they are named) and `skip_bad` is false, when the images are of several kinds, or when a held-out image
         is also among the others.
+    MemoryError
+        When the images do not fit into memory.
     """
     if isinstance(hold_out, bool) or not isinstance(hold_out, int) or hold_out < 2:
         raise ValueError(f"hold_out is {hold_out!r}; a whole number of 2 or more is expected. Change hold_out.")
@@ -136,7 +140,9 @@ def load_bank(folder: str | Path, *, smallest: int = 64, hold_out: int = 50, ski
     images: list[NDArray[Any]] = []
     origins: list[Path] = []
     skipped: list[Skipped] = []
-    for path in paths:
+    for number, path in enumerate(paths, start=1):
+        what = f"training on {root} from its file {number} of {len(paths)} on"
+        check_memory(what, SPARE_BYTES, available_memory(), "Use fewer images.")
         try:
             planes = read_grey(path, smallest)
         except (ValueError, TypeError, OSError) as error:

@@ -25,6 +25,7 @@ from torch import Tensor
 from dn_core.checkpoints import Card, Checkpoint, read_tensors, save_checkpoint, write_tensors
 from dn_core.inference.engines import choose_device
 from dn_core.losses import edge_aware, mse
+from dn_core.memory import available_memory, check_memory
 from dn_core.models import registry
 from dn_core.networks import DnResNet, grow
 from dn_core.noise import Noisy, noise_from_dict
@@ -124,6 +125,8 @@ def fit(
         recipe, other data or another precision.
     BlockingIOError
         When another training is running in `out`.
+    MemoryError
+        When a step needs more memory than is free.
     FloatingPointError
         When the loss or its gradient is not finite for the second time; the last good state stays. The first time, the run goes on from
         there at half the learning rate, with a RuntimeWarning.
@@ -194,6 +197,10 @@ class Run:
             raise ValueError(f"precision is {precision!r}; 'auto', 'bfloat16' or 'float32' is expected. Change precision.")
         if precision == "auto":
             precision = "bfloat16" if workers.all_true(bfloat16_helps(device), torch.device(device)) else "float32"
+        for phase in recipe.phases if not device.startswith("cuda") else ():
+            values = workers.share(phase.batch) * phase.patch**2 * recipe.network.training_values
+            what = f"a step of {phase.batch} patches of {phase.patch} pixels"
+            check_memory(what, 4 * values, available_memory(), "Use a smaller batch or patch in the recipe, or more workers.")
         self.recipe, self.material, self.precision, self.keep_best, self.workers = recipe, material, precision, keep_best, workers
         self.device = torch.device(device)
         self.stage, self.rank, self.step, self.loss, self.megapixels = stage, rank, 0, math.nan, 0.0
