@@ -185,8 +185,12 @@ def write_blob(address: str, file: str, candidate: Candidate) -> None:
 def write(address: str, file: str, content: bytes) -> None:
     """Replace a file of the registry as a whole."""
     if check_address(address) == "folder":
-        with replaced_file(Path(address) / file) as temporary:
-            temporary.write_bytes(content)
+        try:
+            with replaced_file(Path(address) / file) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            what = f"it cannot be written ({error.strerror}) and the index is as before; make room, or change the permissions"
+            raise OSError(error.errno, what, f"{address}/{file}") from error
         return
     store, path = url_to_fs(f"{address}/{file}")
     store.pipe_file(path, content)

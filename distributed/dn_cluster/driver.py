@@ -79,6 +79,7 @@ def _steps_here(job: Job, bank: Bank, folder: Path) -> Iterator[None]:
                 if step.lr:  # the last report of a stage says nothing new
                     print(describe(step), flush=True)
                     tell(step)
+                job.check_room(folder)
                 yield
 
 

@@ -107,6 +107,16 @@ class Job:
                 "--allow these to differ."
             )
 
+    def check_room(self, folder: Path) -> None:
+        """Refuse to go on where another copy of what a training has in `folder`, and a finished model, would fill the storage's disk.
+
+        Raises
+        ------
+        OSError
+            With ENOSPC.
+        """
+        self.folder.check_room(2 * sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
+
     def remember(self) -> None:
         """Write the settings down, for `check`."""
         self.folder.write(SETTINGS_FILE, json.dumps(self._settings(), indent=1).encode())

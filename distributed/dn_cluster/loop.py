@@ -90,7 +90,7 @@ def _check_room(job: Job, folder: Path, workers: Workers) -> None:
     trouble = None
     if workers.rank == 0:
         try:
-            job.folder.check_room(2 * sum(path.stat().st_size for path in folder.rglob("*.safetensors")))  # with a finished model
+            job.check_room(folder)
         except OSError as error:
             trouble = error
     if not workers.all_true(trouble is None, ray.train.torch.get_device()):

@@ -120,7 +120,7 @@ class Cluster:
             return []
         return command
 
-    def _start(self, before: list[str], *options: str) -> None:
+    def _start(self, before: list[str], *options: str) -> subprocess.Popen[str]:
         """A node; what stands before the command line is about where it runs."""
         command = [*self.network.prefix, *before, RAY, "start", "--block", *options]
         path = self.folder / f"node-{len(self.started)}.log"
@@ -132,6 +132,7 @@ class Cluster:
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"a node did not start: {path.read_text()}")
             time.sleep(0.2)
+        return process
 
     def run(self, *command: str, log: Path | None = None, **environment: str) -> subprocess.Popen[str]:
         """A command within the cluster's network, from the checkout's folder; it writes to a pipe, or to the end of a file."""

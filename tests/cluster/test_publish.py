@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,24 +21,13 @@ from typer.testing import CliRunner
 from web_server import write_model
 
 import dn_core
+import publish
 from dn_core.errors import RegistryError
 from dn_core.models import remote
 from dn_core.models.index import index_bytes, parse_index
 
 SCRIPT = Path(__file__).parents[2] / "distributed" / "publish.py"
 posix = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-
-
-def load_script():
-    """The script as a module; it belongs to no package."""
-    spec = importlib.util.spec_from_file_location("publish", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["publish"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-publish = load_script()
 
 
 @pytest.fixture(autouse=True)
@@ -232,6 +221,14 @@ def test_a_store_is_published_to(store, tmp_path, images):
 
 # Two publishers
 
+# A program that begins with the script as a module.
+LOADED = """
+import sys
+from pathlib import Path
+sys.path.append(str(Path(sys.argv[1]).parent))
+import publish
+"""
+
 
 @pytest.mark.parametrize("where", ["folder", "store"])
 def test_a_model_replaced_while_ours_was_scored_is_not_replaced_again(where, store, tmp_path, images):
@@ -259,16 +256,62 @@ def test_publishers_of_different_models_share_a_folder(tmp_path, images):
         assert remote.fetch(f"lab-{number}", registry)
 
 
+@posix
+def test_of_two_publishers_of_a_model_at_once_none_undoes_what_it_has_not_seen(tmp_path, images):
+    """Each version says what it replaced; who came too late says so in a sentence."""
+    registry = tmp_path / "registry"
+    command = [sys.executable, SCRIPT, "--to", registry, "--test", images, "--level", "gaussian 25", "--accept-worse", "x"]
+    children = [
+        subprocess.Popen([*map(str, command), str(model(tmp_path, quality))], stderr=subprocess.PIPE, text=True) for quality in SCALES
+    ]
+    told = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
+    done = sum(code == 0 for _, code in told)
+    assert done >= 1
+    assert all(text.startswith("error: ") and "changed by another publisher" in text for text, code in told if code)
+    (record,) = index_of(registry)["models"]
+    assert (record["version"], index_of(registry)["sequence"]) == (done, done)
+    assert remote.fetch("lab", registry)
+
+
+# Once a model is scored, no file may be larger than so many bytes: writing then fails as on a full disk.
+FULL = (
+    LOADED
+    + """
+import resource
+(candidate,) = publish.read_candidates([Path(sys.argv[3])])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
+seen = publish.read_index(sys.argv[2])
+publish.explained(lambda: publish.publish(sys.argv[2], [(candidate, candidate.record(2, {}))], seen), False)
+"""
+)
+
+
+@posix
+@pytest.mark.parametrize("what", ["model", "index"])
+def test_a_full_disk_leaves_the_registry_as_it_was(what, tmp_path, images):
+    registry, good = tmp_path / "registry", model(tmp_path, "good")
+    publish_here([model(tmp_path, "worse")], registry, images)
+    if what == "index":  # the model's file is there, only the index is left to be written
+        (candidate,) = publish.read_candidates([good])
+        (registry / candidate.record(2, {})["file"]).write_bytes(candidate.content)
+    before = {path.name: path.read_bytes() for path in registry.iterdir()}
+    limit = {"model": good.stat().st_size // 2, "index": 100}[what]
+    command = [sys.executable, "-c", FULL, SCRIPT, registry, good, limit]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    sentence = rf"error: {registry}/\S+: it cannot be written \(File too large\) and the index is as before; make room, .*\n"
+    assert re.match(sentence, result.stderr), result.stderr
+    assert {path.name: path.read_bytes() for path in registry.iterdir()} == before
+    publish_here([good], registry, images)
+    assert remote.fetch("lab", registry).read_bytes() == good.read_bytes()
+
+
 # Killed publishers
 
 # For each line that it is sent, a process that publishes version after version as fast as it can: kills then hit any point of it.
-ENDLESS = """
-import importlib.util, os, sys
-from pathlib import Path
-sys.path.append(str(Path(sys.argv[1]).parent))
-spec = importlib.util.spec_from_file_location("publish", sys.argv[1])
-publish = sys.modules["publish"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(publish)
+ENDLESS = (
+    LOADED
+    + """
+import os
 candidates = [publish.read_candidates([Path(path)])[0] for path in sys.argv[3:]]
 for _ in sys.stdin:
     if not (pid := os.fork()):
@@ -279,6 +322,7 @@ for _ in sys.stdin:
     print(pid, flush=True)
     os.waitpid(pid, 0)
 """
+)
 
 
 @posix
