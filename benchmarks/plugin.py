@@ -1,8 +1,8 @@
 """How the plugin feels: preview latency, and how long the window stands still while a stack is denoised.
 
 ``xvfb-run -a -s "-screen 0 1400x1000x24" python benchmarks/plugin.py`` prints its figures in a minute or two. A stall is the longest time
-between two ticks of a timer of 5 ms in the window's event loop, in milliseconds. In turns it is taken of a run until its last tile, of the
-run's end, when napari adds the layer, of napari adding another layer of that size by itself, and of the idle window for as long as the run.
+between two ticks of a timer of 5 ms in the window's event loop, in milliseconds. In turns it is taken of a run until its layer is added, of
+the moment when napari adds it, of napari adding another layer of that size by itself, and of the idle window for as long as the run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Stalls:
         self._timer = QTimer()
         self._timer.setTimerType(Qt.TimerType.PreciseTimer)
         self._timer.setInterval(TICK)
-        self._timer.timeout.connect(self._tick)
+        self._timer.timeout.connect(self.now)
         self._timer.start()
         self.begin()
 
@@ -43,16 +43,17 @@ class Stalls:
         """Forget what was."""
         self._last, self.longest = time.perf_counter(), 0.0
 
-    def _tick(self) -> None:
+    def now(self) -> float:
+        """The longest gap since the beginning, the one that ends now among them."""
         now = time.perf_counter()
         self.longest = max(self.longest, 1000 * (now - self._last))
         self._last = now
+        return self.longest
 
     def until(self, so: Callable[[], Any]) -> float:
         """The longest gap since the beginning, when something is so."""
         wait(so)
-        self._tick()
-        return self.longest
+        return self.now()
 
 
 def wait(until: Callable[[], Any]) -> float:
@@ -96,15 +97,20 @@ def preview_latency(viewer: Any, widget: Any, rounds: int) -> list[float]:
 
 
 def denoise(viewer: Any, widget: Any, watch: Stalls) -> tuple[float, float, float]:
-    """A run: its seconds, its longest stall until the last tile, and the one at its end."""
-    before, began = len(viewer.layers), time.perf_counter()
+    """A run: its seconds until the layer is added, its longest stall until then, and the one when it is added."""
+    before: list[float] = []
+
+    def added(event: Any) -> None:
+        before.extend((time.perf_counter() - began, watch.now()))
+        watch.begin()
+
+    viewer.layers.events.inserting.connect(added)
+    began = time.perf_counter()
     watch.begin()
     widget.run.clicked.emit(True)
-    computing = watch.until(lambda: widget.bar.value >= widget.bar.max - 1 > 0 or widget.job is None)
-    seconds = time.perf_counter() - began
-    watch.begin()
-    ending = watch.until(lambda: widget.job is None and len(viewer.layers) > before)
-    return seconds, computing, ending
+    end = watch.until(lambda: before and widget.job is None)
+    viewer.layers.events.inserting.disconnect(added)
+    return before[0], before[1], end
 
 
 def stalls(viewer: Any, widget: Any, rounds: int) -> dict[str, list[float]]:

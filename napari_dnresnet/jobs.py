@@ -49,10 +49,11 @@ class Job:
         self._cancelled = threading.Event()
         self._step, self._done, self._failed, self._stopped = step, done, failed, stopped
         self.running = True
-        self._worker = _worker(self._work(steps), name)
+        self._worker = _worker(_work(steps, self._cancelled), name)
         self._worker.yielded.connect(self._receive)
         self._worker.finished.connect(self._end)
         self._failure: Failure | None = None
+        _running.add(self)
         self._worker.start()
 
     def cancel(self) -> None:
@@ -64,22 +65,6 @@ class Job:
         """Whether `cancel` was called."""
         return self._cancelled.is_set()
 
-    def _work(self, steps: Callable[[], Iterator[Any]]) -> Callable[[], Generator[Any]]:
-        def work() -> Generator[Any]:
-            try:
-                if self._cancelled.is_set():  # while it waited for a thread
-                    return
-                iterator = steps()
-                with contextlib.closing(iterator) if isinstance(iterator, Generator) else contextlib.nullcontext():
-                    for item in iterator:
-                        if self._cancelled.is_set():
-                            return
-                        yield item
-            except Exception as error:
-                yield Failure(error)
-
-        return work
-
     def _receive(self, item: Any) -> None:
         if isinstance(item, Failure):
             self._failure = item
@@ -87,6 +72,7 @@ class Job:
             self._step(item)
 
     def _end(self) -> None:
+        _running.discard(self)
         self.running = False
         if not self.cancelled:
             if self._failure is not None:
@@ -94,9 +80,31 @@ class Job:
             else:
                 self._done()
         self._stopped()
-        # napari keeps its workers until the window closes: what they know of arrays goes now.
-        self._step = self._done = self._failed = self._stopped = _nothing
-        self._failure = None
+
+
+_running: set[Job] = set()
+"""Jobs whose threads have not ended, whatever became of their widgets."""
+
+
+def _work(steps: Callable[[], Iterator[Any]], cancelled: threading.Event) -> Callable[[], Generator[Any]]:
+    """What the thread does. napari keeps this function for good, and it keeps nothing."""
+    waiting = [steps]
+
+    def work() -> Generator[Any]:
+        steps = waiting.pop()
+        try:
+            if cancelled.is_set():  # while it waited for a thread
+                return
+            iterator = steps()
+            with contextlib.closing(iterator) if isinstance(iterator, Generator) else contextlib.nullcontext():
+                for item in iterator:
+                    if cancelled.is_set():
+                        return
+                    yield item
+        except Exception as error:
+            yield Failure(error)
+
+    return work
 
 
 def _nothing(*_: Any) -> None:

@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 import textwrap
-import threading
 from typing import Any
 
 import dask.array as da
@@ -518,30 +517,6 @@ def test_two_viewers_work_side_by_side(own_settings, make_napari_viewer, wait):
     for number, (widget, viewer) in enumerate(zip(widgets, viewers, strict=True)):
         wait(lambda widget=widget: widget.job is None)
         assert np.array_equal(viewer.layers["image denoised"].data, dn_core.denoise(picture((4, 64, 64)) + np.uint16(number)))
-
-
-@pytest.mark.slow
-def test_a_hundred_runs_leave_no_threads(viewer, open_widget, wait):
-    viewer.add_image(picture((32, 32)), name="image")
-    widget = open_widget(NAME)
-    run(widget, wait)
-    threads = threading.active_count()
-    for _ in range(100):
-        viewer.layers.remove(run(widget, wait))
-    assert threading.active_count() <= threads + 1
-
-
-@pytest.mark.slow
-def test_thirty_viewers_leave_no_threads(own_settings, make_napari_viewer, qtbot):
-    threads = None
-    for _ in range(30):
-        viewer = make_napari_viewer()
-        viewer.add_image(picture((32, 32)), name="image")
-        viewer.window.add_plugin_dock_widget("napari-dnresnet", NAME)
-        viewer.close()
-        qtbot.wait(20)
-        threads = threads or threading.active_count()
-    assert threading.active_count() <= threads + 2
 
 
 @pytest.mark.slow
