@@ -34,7 +34,7 @@ def s3_server() -> Callable[..., contextlib.AbstractContextManager[dict[str, str
     def serve(start: Callable[..., Popen[str]]) -> Iterator[dict[str, str]]:
         process = start(sys.executable, "-c", SERVER, **KEYS)
         try:
-            yield {**KEYS, "AWS_ENDPOINT_URL": process.stdout.readline().strip()}
+            yield {**KEYS, "AWS_ENDPOINT_URL": next(line.strip() for line in process.stdout if line.startswith("http"))}
         finally:
             process.kill()
             process.communicate()
