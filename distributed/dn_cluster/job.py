@@ -15,8 +15,9 @@ from dn_cluster.storage import Storage
 from dn_core.checkpoints import Checkpoint, load_checkpoint
 from dn_core.models.registry import resolve
 from dn_core.training.bank import Bank, load_bank
-from dn_core.training.fit import TrainProgress, differences
+from dn_core.training.fit import TrainProgress
 from dn_core.training.recipes import Recipe
+from dn_core.training.run import differences
 from dn_core.training.workers import Workers
 
 __all__ = ["Job", "describe", "load_images", "load_start"]

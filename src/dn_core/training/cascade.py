@@ -22,8 +22,9 @@ from dn_core.network_config import BlockKind, NetworkConfig
 from dn_core.networks import DnResNet, insert_block, replace_block
 from dn_core.safe_write import replaced_file
 from dn_core.training.bank import Bank, load_bank
-from dn_core.training.fit import TrainProgress, differences, fit
+from dn_core.training.fit import TrainProgress, fit
 from dn_core.training.recipes import Recipe, load_recipe
+from dn_core.training.run import differences
 
 __all__ = ["Stage", "StageState", "plan_stages", "train", "train_stages"]
 

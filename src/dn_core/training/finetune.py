@@ -22,10 +22,11 @@ from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, read_tensors,
 from dn_core.inference.engines import choose_device
 from dn_core.models.registry import default_name, resolve
 from dn_core.training import own_images
-from dn_core.training.fit import STATE_FILE, STATE_KEY, Run, TrainProgress, alone_in, arrays_of, resumed_steps
+from dn_core.training.fit import STATE_FILE, TrainProgress, alone_in, resumed_steps
 from dn_core.training.lessons import Lessons, Preview
 from dn_core.training.own_images import OwnImages
 from dn_core.training.recipes import Phase, Recipe
+from dn_core.training.run import STATE_KEY, Run, arrays_of
 
 __all__ = ["FinetuneProgress", "finetune", "finetune_steps", "images_from", "training_folder"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Workers"]
+__all__ = ["ALONE", "Workers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +97,6 @@ class Workers:
         distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
         if int(extremes[0]) != -int(extremes[1]):
             raise RuntimeError(f"the {self.size} workers have different weights; equal ones are expected. Train on devices of one kind.")
+
+
+ALONE = Workers()

@@ -1,0 +1,74 @@
+"""What the commands share: messages, bars, and errors as one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from dn_core.cli.signals import end_if_stopped
+
+__all__ = ["FAILURES", "Debug", "bar", "explained", "say", "sentence", "show_warning"]
+
+# What a bad file or a full machine raises; RuntimeError is how engines say that they cannot go on.
+FAILURES = (ValueError, TypeError, OSError, MemoryError, RuntimeError, ArithmeticError, ImportError)
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class _Messages(Console):
+    """Messages on standard error. A reader who goes away does not end the work."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+_console = _Messages(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with the time left on a terminal; nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def explained(debug: bool) -> Iterator[None]:
+    """An error as one sentence and exit code 1 (2 for a wrong use) instead of a traceback."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except FAILURES as error:
+        end_if_stopped()
+        if debug or isinstance(error, BrokenPipeError):
+            raise
+        say(sentence(error))
+        raise typer.Exit(1) from None
+
+
+def sentence(error: BaseException) -> str:
+    """The message, on one line, with options named as they are here and not as arguments of functions."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"\b(nonfinite|missing|device)=(['\"])([\w:]+)\2", r"--\1 \3", text)
+
+
+def say(text: str) -> None:
+    """A message for the user; characters that cannot be printed do no harm."""
+    with contextlib.suppress(BrokenPipeError):
+        _console.print(text.encode("utf-8", "replace").decode(), markup=False, soft_wrap=True)
+
+
+def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning as a message, in place of `warnings.showwarning`."""
+    if category is not DeprecationWarning:
+        say(f"warning: {message}")

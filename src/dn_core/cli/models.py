@@ -1,0 +1,120 @@
+"""``dn-resnet models``: list, fetch, add, remove."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dn_core.cli.console import FAILURES, Debug, bar, explained, say, sentence
+
+__all__ = ["models_app"]
+
+_WIDE = 250  # columns of a table that no terminal shows: nothing is wrapped
+
+models_app = typer.Typer(name="models", invoke_without_command=True, rich_markup_mode=None)
+
+
+@models_app.callback()
+def models(
+    context: typer.Context,
+    debug: Debug = False,
+) -> None:
+    """List the models there are; get, add and remove some."""
+    if context.invoked_subcommand is None:
+        list_models(debug=debug)
+
+
+@models_app.command("list")
+def list_models(
+    address: Annotated[str | None, typer.Option("--registry", help="A folder or web address: list what it offers.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List the models on this machine, or those of a registry."""
+    from dn_core.models import registry, remote
+
+    with explained(debug):
+        listed = registry.entries() if address is None else remote.remote_entries(address)
+        if as_json:
+            typer.echo(json.dumps([dataclasses.asdict(entry) | {"location": entry.location} for entry in listed], indent=1))
+            return
+    _print_models(listed, registry.default_name(), debug)
+
+
+@models_app.command("fetch")
+def fetch_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As 'dn-resnet models list --registry ADDRESS' shows it.")],
+    address: Annotated[str, typer.Option("--registry", envvar="DN_REGISTRY", help="A folder or web address.")],
+    debug: Debug = False,
+) -> None:
+    """Download a model from a registry; it is then known by its name."""
+    from dn_core.models import remote
+
+    with explained(debug), bar(name) as advance, contextlib.closing(remote.fetch_steps(name, address)) as steps:
+        for step in steps:
+            advance(step.done, step.total)
+            if step.path is not None:
+                typer.echo(step.path)
+
+
+@models_app.command("add")
+def add_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file, such as dn-resnet train writes.")],
+    name: Annotated[str | None, typer.Option(help="What to call it; by default what its card says.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Copy a model of your own in; it is then known by its name."""
+    from dn_core.models import registry
+
+    with explained(debug):
+        typer.echo(registry.add(file, name).path)
+
+
+@models_app.command("remove")
+def remove_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A downloaded model or one of your own.")],
+    debug: Debug = False,
+) -> None:
+    """Delete a downloaded model, or one of your own."""
+    from dn_core.models import registry
+
+    with explained(debug):
+        registry.remove(name)
+
+
+def _print_models(listed: Sequence[Any], default: str, debug: bool) -> None:
+    """A table of models. A damaged one is named, the others are listed, and the exit code is 1."""
+    from rich.table import Table
+
+    from dn_core.checkpoints import load_checkpoint
+
+    table, damaged = Table("model", "weights", "kB", "kind", "made for", "description", box=None), False
+    for entry in listed:
+        try:
+            checkpoint = None if entry.kind == "remote" else load_checkpoint(entry.path, entry.sha256)
+        except FAILURES as error:
+            if debug:
+                raise
+            damaged = True
+            say(f"{entry.name}: {sentence(error)}")
+            continue
+        weights = f"{sum(value.size for value in checkpoint.weights.values()):,}" if checkpoint else ""
+        card = checkpoint.card if checkpoint else entry.card()
+        name = f"{entry.name} (default)" if (entry.name, entry.kind) == (default, "bundled") else entry.name
+        kind = f"{entry.kind}, version {entry.version}" if entry.kind in ("downloaded", "remote") else entry.kind
+        table.add_row(name, weights, f"{entry.bytes / 1000:.0f}", kind, card.noise, card.description)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    if damaged:
+        raise typer.Exit(1)
