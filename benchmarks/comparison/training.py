@@ -32,9 +32,9 @@ def profile_steps(name: str, steps: int) -> dict[str, Any]:
     from dn_core.memory import keep_freed_memory
     from dn_core.noise import noise_from_dict
     from dn_core.training.bank import Bank
-    from dn_core.training.fit import Run
     from dn_core.training.material import CleanImages
     from dn_core.training.recipes import Phase, load_recipe
+    from dn_core.training.run import Run
 
     say(f"training: {name}")
     keep_freed_memory()

@@ -160,7 +160,7 @@ def load_images(job: Job) -> Bank:
 def describe(step: TrainProgress) -> str:
     """A line for the log."""
     stage = f"stage {step.stage + 1} of {step.stages}, " if step.stages > 1 else ""
-    score = "" if step.psnr is None else f"held-out PSNR at sigma 25 {step.psnr:.2f} dB, "
+    score = "" if step.psnr is None else f"held-out PSNR {step.psnr:.2f} dB, "
     return (
         f"{stage}epoch {step.epoch}, step {step.done} of {step.total}: loss {step.epoch_loss:.5f}, {score}{step.megapixels:.1f} Mpx, "
         f"{step.megapixels_per_second:.2f} Mpx/s, stage's time left at most {step.seconds_left / 60:.0f} min"

@@ -106,5 +106,5 @@ def _scores(content: bytes, job: Job) -> str:
         path = Path(folder, job.model)
         path.write_bytes(content)
         card = load_checkpoint(path).card
-    score = card.scores.get("held_out_sigma25_psnr")
-    return f"{card.training['megapixels']} Mpx" + ("" if score is None else f", held-out PSNR at sigma 25 {score:.2f} dB")
+    score = card.scores.get("held_out_psnr")
+    return f"{card.training['megapixels']} Mpx" + ("" if score is None else f", held-out PSNR {score:.2f} dB")

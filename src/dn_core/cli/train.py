@@ -78,7 +78,7 @@ def train(
             for step in progress:
                 advance(step.done, step.total)
                 if step.path is None and (step.done % loaded.epoch == 0 or step.done == step.total):
-                    score = "" if step.psnr is None else f"held-out PSNR at sigma 25 {step.psnr:.2f} dB, "
+                    score = "" if step.psnr is None else f"held-out PSNR {step.psnr:.2f} dB, "
                     stage = f"stage {step.stage + 1} of {step.stages}, " if step.stages > 1 else ""
                     say(
                         f"{stage}epoch {step.epoch}: loss {step.loss:.5f}, {score}{step.megapixels:.0f} Mpx, "

@@ -33,8 +33,8 @@ REPORT_STEPS = 20
 class TrainProgress:
     """Where a training is: steps done of total, and how it goes; in a training of several stages, in which stage (from 0).
 
-    `loss` is a running mean, `epoch_loss` that of the last whole epoch. `psnr` (of the held-out images at sigma 25) is there at the end
-    of an epoch, `path` (of the finished model) at the end.
+    `loss` is a running mean, `epoch_loss` that of the last whole epoch. `psnr` (of held-out images with the recipe's noise) is there at
+    the end of an epoch, `path` (of the finished model) at the end.
     """
 
     done: int
@@ -209,6 +209,6 @@ def _checkpoint(run: Run, material: CleanImages) -> Checkpoint:
         recipe=recipe.as_dict(),
         data=material.describe(),
         training={**training, **together},
-        scores={} if score is None else {"held_out_sigma25_psnr": round(score, 3)},
+        scores={} if score is None else {"held_out_psnr": round(score, 3)},
     )
     return Checkpoint(recipe.network, arrays_of(run.average), card)

@@ -16,7 +16,6 @@ from dn_core.training.recipes import Phase
 
 __all__ = ["Batch", "CleanImages", "Denoiser", "Material"]
 
-SCORE_SIGMA = 25 / 255
 SCORE_IMAGES, SCORE_SIZE = 16, 256
 
 
@@ -79,7 +78,7 @@ class CleanImages:
         return Batch(clean, self.noise(clean, generator), torch.from_numpy(means).to(device))
 
     def score(self, denoise: Denoiser, device: torch.device) -> float | None:
-        """Mean PSNR on held-out images at sigma 25."""
+        """Mean PSNR on held-out images with the noise that is trained on, each image with its own draw of it."""
         if not self.bank.held_out:
             return None
         generator = torch.Generator().manual_seed(0)
@@ -87,8 +86,7 @@ class CleanImages:
         for image in self.bank.held_out[:SCORE_IMAGES]:
             crop = image[:SCORE_SIZE, :SCORE_SIZE].astype(np.float32) / np.float32(self.bank.full_scale)
             clean = torch.from_numpy(crop)[None, None].to(device)
-            noisy = clean + SCORE_SIGMA * torch.randn(clean.shape, generator=generator).to(device)
-            error = denoise(Noisy(noisy, torch.full_like(noisy, SCORE_SIGMA))).clamp(0, 1) - clean
+            error = denoise(self.noise(clean, generator)).clamp(0, 1) - clean
             scores.append(-10 * math.log10(float(error.square().mean()) + 1e-12))
         return sum(scores) / len(scores)
 
