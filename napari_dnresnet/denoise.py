@@ -242,6 +242,7 @@ class DenoiseWidget(Dock):
         megapixels = math.prod(result.plan.axes.shape) / 1e6
         rate = megapixels / max(facts.seconds, 1e-9)
         self.tell(f"{options['model']} on {facts.engine}: {facts.seconds:.2g} s, {rate:.3g} megapixels per second.")
+        model_list.note_run(facts.sha256, megapixels, rate, facts.engine)
         if self.preview.on:
             self.preview_on.value = False
 

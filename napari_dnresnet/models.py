@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from magicgui.widgets import Label, LineEdit, PushButton
+from magicgui.widgets import ComboBox, Label, LineEdit, PushButton, SpinBox
 from psygnal import Signal
 from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QHeaderView, QTableWidget, QTableWidgetItem
 
 from napari_dnresnet.docks import Dock, side_by_side
 from napari_dnresnet.jobs import sentence
-from napari_dnresnet.settings import preferences, remember_registry
+from napari_dnresnet.settings import DEVICES, PREVIEW_SIZES, on_change, preferences, remember, use_models_folder
 
 if TYPE_CHECKING:
     import napari
@@ -24,30 +24,55 @@ COLUMNS = ("Model", "Made for", "kB", "Where")
 WHERE = {"bundled": "comes with it", "downloaded": "downloaded", "own": "own", "remote": "to download"}
 
 
+MEASURED = 1.0
+"""Megapixels from which a run says how fast a model is; in smaller ones it is mostly the start."""
+
+
 class _ModelList:
-    """Says that there are other models than before, to all widgets that list them."""
+    """Says to all widgets that list models that there are others than before, and keeps how fast they were."""
 
     changed = Signal()
+    timed = Signal()
+
+    def __init__(self) -> None:
+        self.speeds: dict[str, str] = {}
+
+    def note_run(self, sha256: str, megapixels: float, rate: float, engine: str) -> None:
+        """Keep the rate of a run, in megapixels per second, in words."""
+        if megapixels >= MEASURED:
+            self.speeds[sha256] = f"about {rate:.2g} megapixels per second here (last run: {megapixels:.3g} megapixels, {engine})"
+            self.timed.emit()
 
 
 model_list = _ModelList()
 
 
-def model_names(widget: Any = None) -> list[str]:
-    """The models on this machine, as choices of a magicgui widget."""
-    from dn_core.models.registry import model_names as names
+def models_here() -> tuple[Entry, ...]:
+    """The models on this machine, the default one first."""
+    from dn_core.models import registry
 
-    return names()
+    use_models_folder()
+    return registry.entries()
+
+
+def model_names(widget: Any = None) -> list[str]:
+    """Their names, as choices of a magicgui widget."""
+    return [entry.name for entry in models_here()]
 
 
 def card_in_words(entry: Entry) -> str:
     """What a person wants to know of a model."""
+    from dn_core.inference.denoise import load_model
+
     card = entry.card()
     lines = [f"{card.name}: {card.description}", f"Made for: {card.noise or 'not said'}"]
     if card.scores:
         lines.append("Scores (dB): " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in card.scores.items()))
     if steps := card.training.get("steps"):
         lines.append(f"Trained for {steps:,} steps ({card.training.get('megapixels', 0):,.0f} megapixels)")
+    speed = [f"{load_model(entry.path).config.macs_per_pixel:,.0f} multiplications per pixel"] if entry.kind != "remote" else []
+    speed += [model_list.speeds[entry.sha256]] if entry.sha256 in model_list.speeds else []
+    lines += [f"Speed: {'; '.join(speed)}"] if speed else []
     lines.append(f"Licence: {card.licence or 'not said'}; {entry.bytes / 1000:,.0f} kB; sha256 {entry.sha256[:16]}...")
     return "\n".join(lines)
 
@@ -59,7 +84,7 @@ class ModelsWidget(Dock):
         super().__init__(viewer)
         self._entries: list[Entry] = []
         self._remote: list[Entry] = []
-        self._asked = ""
+        self._asked = self._here = ""
         self.table = QTableWidget(0, len(COLUMNS))
         self.card = Label(value="")
         self.add = PushButton(text="Add a file ...")
@@ -68,12 +93,17 @@ class ModelsWidget(Dock):
         self.look = PushButton(text="Look there")
         self.download = PushButton(text="Download")
         self.stop = PushButton(text="Cancel")
+        self.folder = LineEdit(label="Models folder")
+        self.device = ComboBox(label="Device", choices=DEVICES)
+        self.preview = SpinBox(label="Preview size", min=PREVIEW_SIZES[0], max=PREVIEW_SIZES[1], step=64)
         self.arrange(
             self.card,
             side_by_side(self.add, self.delete),
             self.registry,
             side_by_side(self.look, self.download, self.stop),
             *(self.bar, self.status),
+            Label(value="Settings, as in File > Preferences:"),
+            *(self.folder, self.device, self.preview),
         )
         self._dress()
         self.add.clicked.connect(lambda: self.add_file())
@@ -81,8 +111,13 @@ class ModelsWidget(Dock):
         self.look.clicked.connect(self.look_there)
         self.download.clicked.connect(self.download_chosen)
         self.stop.clicked.connect(self.cancel)
+        self.folder.native.editingFinished.connect(lambda: remember(models=self.folder.value.strip()))
+        self.device.changed.connect(lambda device: remember(device=device))
+        self.preview.changed.connect(lambda size: remember(preview=size))
+        on_change(self._settings_changed)
         model_list.changed.connect(self.refresh)
-        self.refresh()
+        model_list.timed.connect(self._show_card)
+        self._settings_changed()
 
     def _dress(self) -> None:
         self.table.setHorizontalHeaderLabels(COLUMNS)
@@ -96,6 +131,23 @@ class ModelsWidget(Dock):
         self.registry.tooltip = "A folder, or an address such as https://example.org/models"
         self.table.itemSelectionChanged.connect(self._show_card)
 
+    def _settings_changed(self, *_: Any) -> None:
+        """Show the preferences; list the models of the folder that they name now."""
+        if not self._alive:
+            return
+        from dn_core.models.registry import models_folder
+
+        now = preferences()
+        for widget, value in ((self.folder, now.models), (self.device, now.device), (self.preview, now.preview)):
+            with widget.changed.blocked():
+                widget.value = value
+        use_models_folder()
+        here = str(models_folder())
+        self.folder.native.setPlaceholderText(here)
+        if here != self._here:
+            self._here = here
+            model_list.changed.emit()
+
     # The list
 
     def refresh(self) -> None:
@@ -105,7 +157,7 @@ class ModelsWidget(Dock):
         from dn_core.models import registry
 
         chosen = self.chosen
-        here = list(registry.entries())
+        here = list(models_here())
         known = {(entry.name, entry.sha256) for entry in here}
         self._entries = here + [entry for entry in self._remote if (entry.name, entry.sha256) not in known]
         self.table.setRowCount(len(self._entries))
@@ -191,7 +243,7 @@ class ModelsWidget(Dock):
         if not address:
             self.tell("No registry is named; a folder or an https address is expected. Type one above.")
             return
-        remember_registry(address)
+        remember(registry=address)
 
         def steps() -> Iterator[Any]:
             from dn_core.models.remote import remote_entries

@@ -6,6 +6,7 @@ which works on a space-to-depth image and predicts the noise instead of the imag
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -132,6 +133,15 @@ class NetworkConfig:
                 shapes[f"blocks.{index}.pointwise.weight"] = (before, before, 1, 1)
         shapes["last.weight"] = (self.shuffle**2, before, self.last_kernel, self.last_kernel)
         return shapes
+
+    @property
+    def macs_per_pixel(self) -> float:
+        """Multiplications (with accumulation) for a pixel of the image: each weight is used once at each place.
+
+        >>> half_resolution_config().macs_per_pixel
+        74880.0
+        """
+        return sum(math.prod(shape) for shape in self.weight_shapes().values()) / self.shuffle**2
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain data, for a card."""

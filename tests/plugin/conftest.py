@@ -25,7 +25,7 @@ def own_settings(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Preferences and models of this test alone."""
     from napari.settings import get_plugin_settings
 
-    from napari_dnresnet.settings import Preferences
+    from napari_dnresnet.settings import Preferences, use_models_folder
 
     monkeypatch.setenv("NAPARI_CONFIG", os.fspath(tmp_path / "settings.yaml"))
     monkeypatch.setenv("DN_MODELS", os.fspath(tmp_path / "models"))
@@ -37,6 +37,7 @@ def own_settings(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     yield tmp_path
     for name, value in users.items():
         setattr(general, name, value)
+    use_models_folder()
 
 
 @pytest.fixture

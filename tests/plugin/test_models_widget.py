@@ -143,3 +143,40 @@ def test_the_registry_is_remembered_in_the_preferences(open_widget, wait, lab):
     widget.look.clicked.emit(True)
     wait(lambda: widget.job is None)
     assert preferences().registry == str(lab)
+
+
+def test_a_card_says_how_fast_its_model_is(viewer, open_widget, wait):
+    widget, denoise = open_widget(NAME), open_widget("Denoise layer")
+    widget.choose("dn-fast")
+    assert "74,880 multiplications per pixel" in widget.card.value
+    for side, told in ((64, False), (1024, True)):
+        viewer.layers.clear()
+        viewer.add_image(np.random.default_rng(0).integers(0, 255, (side, side)).astype(np.uint8), name="image")
+        denoise.run.clicked.emit(True)
+        wait(lambda: denoise.job is None)
+        assert ("megapixels per second here (last run: 1.05 megapixels, " in widget.card.value) == told, "a small run is mostly its start"
+    widget.choose("dn-resnet-13")
+    assert "149,344 multiplications per pixel" in widget.card.value
+    assert "here" not in widget.card.value
+
+
+def test_settings_are_kept_and_used(viewer, open_widget, own_settings, lab):
+    from napari.settings import get_plugin_settings
+
+    widget, denoise = open_widget(NAME), open_widget("Denoise layer")
+    widget.device.value, widget.preview.value = "cpu", 128
+    general = get_plugin_settings("napari-dnresnet").general
+    assert (general.device, general.preview) == ("cpu", 128)
+    assert denoise.options()["device"] == "cpu"
+    usual = registry.models_folder()
+    widget.folder.value = str(own_settings / "shared models")
+    widget.folder.native.editingFinished.emit()
+    assert registry.models_folder() == own_settings / "shared models"
+    widget.add_file(str(lab / "lab-half-1.safetensors"))
+    assert (own_settings / "shared models" / "index.json").exists()
+    assert "lab-half" in denoise.model.choices
+    general.models, general.device = "", "auto"  # as in File > Preferences
+    assert registry.models_folder() == usual
+    assert (widget.folder.value, widget.device.value) == ("", "auto")
+    assert "lab-half" not in [name for name, _ in rows(widget)]
+    assert "lab-half" not in denoise.model.choices

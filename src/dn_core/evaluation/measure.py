@@ -86,7 +86,7 @@ class OwnMethod:
         self.model: Model = load_model(name_or_path)
         self.name = self.model.card.name
         self.parameters = sum(value.size for value in self.model.checkpoint.weights.values())
-        self.macs_per_pixel = self.parameters / self.model.config.shuffle**2
+        self.macs_per_pixel = self.model.config.macs_per_pixel
         self._device = device
 
     def __call__(self, image: Image, std: float) -> Image:
