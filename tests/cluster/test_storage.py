@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from dn_cluster.storage import Storage
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed; it comes with the extra 'cluster'")
