@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dn_core
 from dn_cluster.job import Job, describe, load_images
+from dn_cluster.words import last_line
 from dn_core.memory import keep_freed_memory
 from dn_core.training.bank import Bank
 from dn_core.training.cascade import train_stages
@@ -129,10 +130,18 @@ def train_on_cluster(job: Job, wait: float) -> None:
     try:
         outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        last = str(error).strip().splitlines()[-1]
         raise RuntimeError(
-            f"{job.name} failed more than {job.max_failures} times, the last time with: {last}. See the lines above; the same command goes "
-            "on from the last checkpoint."
+            f"{job.name} failed more than {job.max_failures} times, the last time with: {last_line(error)}. See the lines above; the same "
+            "command goes on from the last checkpoint."
+        ) from error
+    except ray.exceptions.RayError as error:
+        if "CheckpointManagerInitializationError" in str(error):
+            raise ValueError(
+                f"{job.folder.address}/checkpoint_manager_snapshot.json and the checkpoints that it should list do not fit together "
+                f"({last_line(error)}). Put back what is missing, or begin anew with another --name."
+            ) from error
+        raise RuntimeError(
+            f"Ray could not train {job.name}: {last_line(error)}. The same command goes on from the last checkpoint."
         ) from error
     if outcome.refused:
         raise ValueError(outcome.refused)

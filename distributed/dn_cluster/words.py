@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["first_line", "sentence"]
+__all__ = ["first_line", "last_line", "sentence"]
 
 
 def sentence(error: BaseException) -> str:
@@ -14,4 +14,13 @@ def sentence(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error says first."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says last: the cause, in the errors that Ray brings from elsewhere."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

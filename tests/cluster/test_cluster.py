@@ -281,6 +281,17 @@ def test_a_full_disk_ends_a_run_that_then_goes_on(whole, cluster, place):
     assert (cluster.small_disk / "full" / "toy.safetensors").read_bytes() == expected
 
 
+def test_a_list_of_checkpoints_that_is_cut_off_is_named(whole, cluster, place):
+    run = shutil.copytree(place / "runs" / "whole", place / "runs" / "cut")
+    (run / "toy.safetensors").unlink()
+    path = run / "checkpoint_manager_snapshot.json"
+    path.write_bytes(path.read_bytes()[:200])
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file() and "tensorboard" not in path.parts}
+    said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "cut")), 1)
+    assert said.splitlines()[-1].startswith(f"error: {path} and the checkpoints that it should list do not fit together (")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
