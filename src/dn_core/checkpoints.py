@@ -143,10 +143,10 @@ def _describe(path: str | Path, metadata: Any) -> tuple[NetworkConfig, Card, Any
         content = _parse_json(metadata[KEY])
     except (KeyError, TypeError):
         raise CheckpointError(
-            f"{path} holds tensors but no DN-ResNet card; a file written by dn-resnet is expected. Train or export one."
+            f"{path} holds tensors but no DN-ResNet card; one that dn-resnet train or finetune wrote is expected. Name another file."
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has an unknown card; a file written by dn-resnet is expected. Train or export one.")
+        raise CheckpointError(f"{path} has an unknown card; one that dn-resnet train or finetune wrote is expected. Name another file.")
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise CheckpointError(
@@ -196,7 +196,7 @@ def _check_header(path: str, content: bytes) -> dict[str, Any]:
     """The header, after the checks that the library leaves out."""
     for magic, what in FOREIGN.items():
         if content.startswith(magic) and content[8:9] != b"{":
-            raise CheckpointError(f"{path} is {what}, not a safetensors file; pickles are never loaded. Convert it with dn-resnet export.")
+            raise CheckpointError(f"{path} is {what}, not a safetensors file; pickles are never loaded. Name a .safetensors file.")
     length = int.from_bytes(content[:8], "little")
     if len(content) < 10 or length > len(content) - 8:
         raise CheckpointError(f"{path} is not a safetensors file or is cut off ({len(content)} bytes). Get it again.")

@@ -102,9 +102,9 @@ def train_events(steps: Generator[TrainProgress], control: Control | None) -> No
                     **{"best": None, "start_psnr": None, "stage": step.stage, "stages": step.stages},
                     **{"seconds_left": step.seconds_left, "megapixels_per_second": step.megapixels_per_second},
                 )
-            if path is None and control is not None and not control.go_on():
-                stopped = True
-                break
+                if control is not None and not control.go_on():
+                    stopped = True
+                    break
     emit("done", step=step.done, total=step.total, path=path, stopped=stopped, psnr=psnr)
 
 

@@ -12,21 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dn_core.network_config import BlockKind, BlockStart, NetworkConfig, half_resolution_config, paper_config
+from dn_core.network_config import BlockKind, BlockStart, NetworkConfig
 
 __all__ = [
-    "BlockKind",
-    "BlockStart",
     "DnResNet",
-    "NetworkConfig",
     "ResBlock",
     "SeparableBlock",
     "count_macs",
     "count_parameters",
     "grow",
-    "half_resolution_config",
     "insert_block",
-    "paper_config",
     "replace_block",
 ]
 
@@ -79,11 +74,6 @@ class DnResNet(nn.Module):
         self.blocks = nn.ModuleList(_block(kind, config.width) for kind in config.blocks)
         self.last = _conv(config.width, config.shuffle**2, config.last_kernel)
         _start_weights(self)
-
-    @property
-    def halo(self) -> int:
-        """See `NetworkConfig.halo`."""
-        return self.config.halo
 
     def body(self, x: Tensor) -> Tensor:
         """The convolutions alone: ``(N, inputs, H, W)`` to ``(N, 1, H, W)``; H and W are multiples of `config.shuffle`."""
@@ -172,6 +162,7 @@ def count_parameters(network: nn.Module) -> int:
 def count_macs(network: DnResNet, size: tuple[int, int]) -> int:
     """Multiplications (with accumulation) for an image of `size` (height, width).
 
+    >>> from dn_core.network_config import paper_config
     >>> round(count_macs(DnResNet(paper_config(13)), (480, 640)) / 1e9, 1)
     45.9
     """

@@ -444,6 +444,12 @@ def test_dask_scales_extreme_floats_as_numpy_does(factor):
     np.testing.assert_allclose(result, denoise(image, RESIDUAL), rtol=1e-3, atol=1e-3 * factor)
 
 
+def test_dask_scales_the_noise_level_with_extreme_floats():
+    image, model = picture((2, 40, 44), "f8") * 1e32, small_model("noise map")
+    result = denoise(da.from_array(image, chunks=(1, 20, 22)), model, noise=8e32).compute()
+    np.testing.assert_allclose(result, denoise(image, model, noise=8e32), rtol=1e-3, atol=1e29)
+
+
 def test_dask_works_in_other_processes_with_a_model_in_use():
     image = picture()
     expected = denoise(image, RESIDUAL)

@@ -37,7 +37,7 @@ def test_half_resolution_network_has_a_quarter_of_the_multiplications():
     network = DnResNet(half_resolution_config())
     assert count_parameters(network) == 299_520
     assert count_macs(network, (512, 512)) == 74_880 * 512 * 512
-    assert network.halo == 20
+    assert network.config.halo == 20
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -31,8 +31,6 @@ Work = Iterable[tuple[Key, NDArray[Any]]]
 
 # Shapes that stay compiled; an image's tiles have one.
 MAX_COMPILED = 4
-
-
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
 
 

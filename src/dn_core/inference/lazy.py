@@ -80,16 +80,10 @@ def _change(stack: Any, found: _Found, settings: Settings) -> Any:
     meta = np.empty((0,) * stack.ndim, engine_dtype)
     values = da.map_blocks(_to_float, stack, found.offset, found.scale, engine_dtype=engine_dtype, dtype=engine_dtype, meta=meta)
     aligned = _aligned(values, settings)
-    change = da.map_overlap(
-        _change_of_block,
-        aligned,
-        depth={axis: config.halo if aligned.numblocks[axis] > 1 else 0 for axis in (aligned.ndim - 2, aligned.ndim - 1)},
-        boundary="none",
-        dtype=engine_dtype,
-        meta=meta,
-        settings=settings,
-        source_dtype=stack.dtype,
-    ).rechunk(stack.chunks)
+    depth = {axis: config.halo if aligned.numblocks[axis] > 1 else 0 for axis in (aligned.ndim - 2, aligned.ndim - 1)}
+    spread = da.overlap.overlap(aligned, depth, "none")
+    options = {"settings": settings, "source_dtype": stack.dtype, "dtype": engine_dtype, "meta": meta}
+    change = da.overlap.trim_internal(da.map_blocks(_change_of_block, spread, found.scale, **options), depth, "none").rechunk(stack.chunks)
     return da.where(found.constant, 0, change * found.scale)
 
 
@@ -132,14 +126,15 @@ def _even_chunks(length: int, size: int, smallest: int) -> tuple[int, ...]:
     return (size,) * (whole - 1) + (size + rest,)
 
 
-def _change_of_block(block: NDArray[Any], settings: Settings, source_dtype: np.dtype[Any]) -> NDArray[Any]:
+def _change_of_block(block: NDArray[Any], scale: NDArray[Any], settings: Settings, source_dtype: np.dtype[Any]) -> NDArray[Any]:
     result = np.empty_like(block)
     for index in np.ndindex(block.shape[:-2]):
-        result[index] = _change_of_plane(block[index], settings, source_dtype)
+        noise = None if settings.noise is None else settings.noise / float(scale[index][0, 0])
+        result[index] = _change_of_plane(block[index], noise, settings, source_dtype)
     return result
 
 
-def _change_of_plane(plane: NDArray[Any], settings: Settings, source_dtype: np.dtype[Any]) -> NDArray[Any]:
+def _change_of_plane(plane: NDArray[Any], noise: float | None, settings: Settings, source_dtype: np.dtype[Any]) -> NDArray[Any]:
     """One chunk of a plane, its halo around it; its own border is computed as a border, and cut off by dask where it is not one."""
     config = settings.model.config
     shape = (plane.shape[0], plane.shape[1])
@@ -150,7 +145,7 @@ def _change_of_plane(plane: NDArray[Any], settings: Settings, source_dtype: np.d
     def work() -> Any:
         for tile in tiles:
             values = pad_to_multiple(plane[tile.window], tile.shape)[None]
-            yield tile, values if settings.noise is None else np.concatenate([values, np.full_like(values, settings.noise)])
+            yield tile, values if noise is None else np.concatenate([values, np.full_like(values, noise)])
 
     for tile, output in engine.run(work(), parallel=len(tiles) > 1):
         core = tile.core(shape)

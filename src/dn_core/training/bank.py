@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dn_core import files
 from dn_core.memory import available_memory, check_memory
 
-__all__ = ["Bank", "Skipped", "load_bank", "read_grey", "to_grey"]
+__all__ = ["Bank", "Skipped", "load_bank", "read_grey", "to_grey", "turned"]
 
 # MATLAB's rgb2gray, the rule of the field's grey test sets; Pillow's "L" differs by one grey value here and there.
 GREY = (0.298936, 0.587043, 0.114021)
@@ -106,7 +106,7 @@ class Bank:
             chosen = rng.integers(len(self.images))
             image = self.images[chosen]
             top, left = (rng.integers(extent - size + 1) for extent in image.shape)
-            patches[index, 0] = _turned(image[top : top + size, left : left + size], int(rng.integers(8)))
+            patches[index, 0] = turned(image[top : top + size, left : left + size], int(rng.integers(8)))
             means[index] = self._means[chosen]
         return patches / np.float32(self.full_scale), means / np.float32(self.full_scale)
 
@@ -216,7 +216,7 @@ def _grey_planes(image: files.ImageFile) -> NDArray[Any]:
     return to_grey(pixels) if intensities == 3 else np.moveaxis(pixels[..., :intensities], -1, -3)
 
 
-def _turned(patch: NDArray[Any], which: int) -> NDArray[Any]:
+def turned(patch: NDArray[Any], which: int) -> NDArray[Any]:
     """One of the eight rotations and reflections of a square."""
-    turned = np.rot90(patch, which % 4)
-    return turned.T if which >= 4 else turned
+    rotated = np.rot90(patch, which % 4)
+    return rotated.T if which >= 4 else rotated

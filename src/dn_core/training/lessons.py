@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dn_core.network_config import NetworkConfig
 from dn_core.noise import Noisy, noise_from_dict
+from dn_core.training.bank import turned
 from dn_core.training.material import Batch, Denoiser
 from dn_core.training.own_images import SMALLEST_SIDE, OwnImages, Scene
 from dn_core.training.recipes import Phase
@@ -101,7 +102,7 @@ class Lessons:
             window = (slice(tops[0], tops[0] + phase.patch), slice(tops[1], tops[1] + phase.patch))
             wanted = scene.target(window) if target is None else target[window]
             turn = int(rng.integers(8))
-            inputs[index, 0], targets[index, 0] = (_turned(self._scaled(part), turn) for part in (source[window], wanted))
+            inputs[index, 0], targets[index, 0] = (turned(self._scaled(part), turn) for part in (source[window], wanted))
             means[index] = self.means[id(source)]
         target_patches = torch.from_numpy(targets).to(device)
         if self.noise is not None:
@@ -228,9 +229,3 @@ def _with_margin(core: Window, shape: tuple[int, int], config: NetworkConfig) ->
 
 def _mean(plane: NDArray[np.generic]) -> float:
     return float(plane.mean(dtype=np.float64))
-
-
-def _turned(patch: NDArray[np.float32], which: int) -> NDArray[np.float32]:
-    """One of the eight rotations and reflections of a square."""
-    turned = np.rot90(patch, which % 4)
-    return turned.T if which >= 4 else turned

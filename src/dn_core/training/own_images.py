@@ -21,6 +21,7 @@ from numpy.exceptions import AxisError
 from numpy.typing import NDArray
 
 from dn_core import files
+from dn_core.inference.arrays import as_array
 from dn_core.inference.planes import check_dtype, find_axes
 
 __all__ = ["NoiseTable", "OwnImages", "Scene", "clean_and_noise", "pairs", "repeats"]
@@ -236,23 +237,12 @@ def _read(images: Any, what: str) -> list[_Image]:
     if isinstance(images, (str, Path)):
         return [_read_file(path, name) for path, name in _paths(Path(images))]
     if isinstance(images, (list, tuple)) and not any(isinstance(image, (str, Path, int, float)) for image in images):
-        found = [_Image(f"{what} {number}", _as_array(image), {}) for number, image in enumerate(images)]
+        found = [_Image(f"{what} {number}", np.asarray(as_array(image)), {}) for number, image in enumerate(images)]
     else:
-        found = [_Image(what, _as_array(images), {})]
+        found = [_Image(what, np.asarray(as_array(images)), {})]
     if not found:
         raise ValueError(f"{what} is empty; at least one image is expected. Give some.")
     return found
-
-
-def _as_array(image: Any) -> NDArray[Any]:
-    if isinstance(image, np.ma.MaskedArray):
-        raise TypeError("image is a masked array, whose mask would be lost; a plain array is expected. Use image.filled(value).")
-    try:
-        array = np.asanyarray(image) if isinstance(image, np.memmap) else np.asarray(image)
-    except ValueError as error:
-        raise ValueError(f"image is a {type(image).__name__} that is not a rectangular array ({error}); give an array.") from error
-    check_dtype(array.dtype)
-    return array
 
 
 def _paths(root: Path) -> list[tuple[Path, str]]:
@@ -275,7 +265,7 @@ def _read_file(path: Path, name: str) -> _Image:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
             raise ValueError(f"{path} is not an array that can be read ({error}); one that numpy.save wrote is expected.") from error
-        return _Image(name, _as_array(array), {})
+        return _Image(name, np.asarray(as_array(array)), {})
     image = files.read_image(path)
     check_dtype(image.dtype)
     return _Image(name, image.source, image.channels())
