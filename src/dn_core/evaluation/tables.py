@@ -71,7 +71,7 @@ def paper_rows(number: int) -> dict[str, list[str]]:
     return dict(_paper()["tables"][str(number)]["levels"])
 
 
-def table_of(number: int | None, scores: Sequence[tuple[str, Score]], costs: dict[str, Cost], note: str = "") -> Table:
+def table_of(number: int | None, scores: Sequence[tuple[str, Score]], costs: dict[str, Cost]) -> Table:
     """Our scores, each with the name of its image set, beside the paper's of table `number` (None: alone).
 
     Figures are PSNR, in all tables but the first with SSIM. The paper's images of tables 1 to 4 are 1,000 of PASCAL VOC 2010, so
@@ -100,7 +100,7 @@ def table_of(number: int | None, scores: Sequence[tuple[str, Score]], costs: dic
     title = f"Table {number}: {paper['title']}" if number else paper["title"]
     images = ", ".join(f"{name} ({next(score.images for given, score in scores if given == name)} images)" for name in sets)
     source = [_paper()["source"]] if number else []
-    return Table(title, header, tuple(rows), (f"Ours on {images}.", *source, *([note] if note else [])))
+    return Table(title, header, tuple(rows), (f"Ours on {images}.", *source))
 
 
 def _cell(score: Score, number: int | None) -> str:

@@ -177,9 +177,9 @@ class TorchEngine:
         if self._device.type == "cuda":
             return 0
         values = 2 * self._config.live_values + 2 * self._config.inputs + 5
-        if self.dtype == np.float64:  # torch unfolds the input of such convolutions: a column for each pixel
+        if self.dtype == np.float64:  # torch unfolds the input of such convolutions: a column for each pixel, at times twice
             shapes = self._config.weight_shapes().values()
-            values += -(-max(before * height * width for _, before, height, width in shapes) // self._config.shuffle**2)
+            values += 2 * -(-max(before * height * width for _, before, height, width in shapes) // self._config.shuffle**2)
         return pixels * self.dtype.itemsize * values
 
     def _compute(self, array: NDArray[Any]) -> NDArray[Any]:
