@@ -113,8 +113,8 @@ class Job:
 
         Raises
         ------
-        OSError
-            With ENOSPC.
+        FullDiskError
+            When there is no room.
         """
         self.folder.check_room(2 * sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
 

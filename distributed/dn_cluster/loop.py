@@ -18,6 +18,7 @@ import ray.train.torch
 from torch import distributed
 
 from dn_cluster.job import Job, describe, load_images
+from dn_cluster.storage import FullDiskError
 from dn_cluster.track import tracked
 from dn_cluster.words import sentence
 from dn_core.memory import keep_freed_memory
@@ -56,11 +57,7 @@ def train_worker(settings: dict[str, Any]) -> Outcome:
             return Outcome(refused=trouble)
         try:
             _train(job, bank, folder, workers)
-        except (ValueError, FloatingPointError) as error:  # the same in all workers
-            return Outcome(refused=sentence(error))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:  # what is the matter with one worker only may be better with another
-                raise
+        except (ValueError, FloatingPointError, FullDiskError) as error:  # the same in all workers
             return Outcome(refused=sentence(error))
     return Outcome(model=job.model)
 
@@ -91,10 +88,10 @@ def _check_room(job: Job, folder: Path, workers: Workers) -> None:
     if workers.rank == 0:
         try:
             job.check_room(folder)
-        except OSError as error:
+        except FullDiskError as error:
             trouble = error
     if not workers.all_true(trouble is None, ray.train.torch.get_device()):
-        raise trouble or OSError(errno.ENOSPC, "the first worker has no room for checkpoints", job.folder.address)
+        raise trouble or FullDiskError(errno.ENOSPC, "the first worker has no room for checkpoints", job.folder.address)
 
 
 def _load(job: Job) -> tuple[Bank | None, str]:

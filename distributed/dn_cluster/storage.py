@@ -18,7 +18,11 @@ from dn_core.safe_write import replaced_file
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-__all__ = ["Storage", "WholeFiles"]
+__all__ = ["FullDiskError", "Storage", "WholeFiles"]
+
+
+class FullDiskError(OSError):
+    """The storage has no room for what is to be written next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +108,12 @@ class Storage:
 
         Raises
         ------
-        OSError
-            With ENOSPC, when fewer bytes are free.
+        FullDiskError
+            When fewer bytes are free.
         """
         if self.is_local and (free := shutil.disk_usage(self.address).free) < needed:
             advice = "make room and give the same command again"
-            raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free; {advice}", self.address)
+            raise FullDiskError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free; {advice}", self.address)
 
     def exists(self, name: str) -> bool:
         """Whether a file of this name is there."""

@@ -169,7 +169,7 @@ class Survivor:
     def going(self) -> bool:
         """Whether it still runs; the processes of its workers are remembered."""
         self.workers |= {str(pid) for pid in self.cluster.processes("RayTrainWorker")}
-        time.sleep(0.02)
+        time.sleep(0.1)
         return self.driver.poll() is None
 
     def recorded(self) -> str:

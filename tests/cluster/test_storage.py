@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dn_cluster.storage import Storage
+from dn_cluster.storage import FullDiskError, Storage
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed; it comes with the extra 'cluster'")
 
@@ -50,6 +50,6 @@ def test_what_ray_cannot_write_leaves_what_was_there(tmp_path):
 def test_a_disk_without_room_is_refused(tmp_path):
     storage = Storage.at(str(tmp_path))
     storage.check_room(1)
-    with pytest.raises(OSError, match=r"10+ bytes are needed, \d+ are free; make room and give the same command again") as caught:
+    with pytest.raises(FullDiskError, match=r"10+ bytes are needed, \d+ are free; make room and give the same command again") as caught:
         storage.check_room(10**18)
     assert caught.value.filename == str(tmp_path)
