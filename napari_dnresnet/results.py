@@ -69,8 +69,7 @@ class Plan:
         """Whether the result goes to disk."""
         from dn_core.memory import available_memory
 
-        free = available_memory()
-        return self.nbytes > LARGE_BYTES or (free is not None and 4 * self.nbytes > free)
+        return self.nbytes > LARGE_BYTES or 4 * self.nbytes > available_memory()
 
     def all_options(self) -> dict[str, Any]:
         """With the axes, for `dn_core.denoise_steps`."""

@@ -85,7 +85,7 @@ def explained(action: Callable[[], str], debug: bool) -> None:
     """Do it and print its result; an error becomes one line, and exit code 1."""
     try:
         print(action(), flush=True)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if debug:
             raise
         print(f"error: {sentence(error)}", file=sys.stderr, flush=True)

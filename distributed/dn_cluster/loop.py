@@ -97,7 +97,7 @@ def _check_room(job: Job, folder: Path, workers: Workers) -> None:
 def _load(job: Job) -> tuple[Bank | None, str]:
     try:
         return load_images(job), ""
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         return None, sentence(error)
 
 
