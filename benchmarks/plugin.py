@@ -93,6 +93,7 @@ def preview_latency(viewer: Any, widget: Any, rounds: int) -> list[float]:
         shown = lambda plane=plane: not widget.preview.busy and round(widget.preview.layer.data_to_world((0, 0, 0))[0]) == plane  # noqa: E731
         times.append(1000 * wait(shown))
     widget.preview_on.value = False
+    wait(sleep(REST))
     return times
 
 
@@ -121,6 +122,7 @@ def stalls(viewer: Any, widget: Any, rounds: int) -> dict[str, list[float]]:
     viewer.add_image(stack, name="large")
     wait(sleep(REST))
     rate = len(stack) / denoise(viewer, widget, watch)[0]
+    wait(sleep(REST))
     stack = noisy(min(max(2, round(rate * SECONDS)), MOST_PLANES), SIDE)
     viewer.add_image(stack, name="large")
     wait(sleep(REST))
