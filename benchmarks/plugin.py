@@ -93,6 +93,7 @@ def preview_latency(viewer: Any, widget: Any, rounds: int) -> list[float]:
         shown = lambda plane=plane: not widget.preview.busy and round(widget.preview.layer.data_to_world((0, 0, 0))[0]) == plane  # noqa: E731
         times.append(1000 * wait(shown))
     widget.preview_on.value = False
+    wait(sleep(REST))
     return times
 
 
@@ -121,7 +122,7 @@ def stalls(viewer: Any, widget: Any, rounds: int) -> dict[str, list[float]]:
     viewer.add_image(stack, name="large")
     wait(sleep(REST))
     rate = len(stack) / denoise(viewer, widget, watch)[0]
-    viewer.layers.clear()
+    wait(sleep(REST))
     stack = noisy(min(max(2, round(rate * SECONDS)), MOST_PLANES), SIDE)
     viewer.add_image(stack, name="large")
     wait(sleep(REST))
@@ -164,7 +165,6 @@ def main() -> None:
             print(f"napari {napari.__version__}, {os.cpu_count()} cores{load()}")
             latencies = preview_latency(viewer, widget, rounds)
             print(f"preview of 256 x 256 after a change: median {statistics.median(latencies):.0f} ms, longest {max(latencies):.0f} ms")
-            viewer.layers.clear()
             for what, values in stalls(viewer, widget, rounds).items():
                 print(f"  {what}: median {statistics.median(values):.0f} ({', '.join(f'{value:.0f}' for value in values)})")
             print(f"at the end{load()}")

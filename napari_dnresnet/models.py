@@ -185,6 +185,8 @@ class ModelsWidget(Dock):
         self._show_card()
 
     def _show_card(self) -> None:
+        if not self._alive:
+            return
         entry = self.chosen
         self._asked, self.delete.text = "", "Delete"
         try:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import shlex
 import subprocess
 import sys
@@ -120,6 +121,62 @@ def test_every_kind_of_array_gives_what_the_library_gives(viewer, open_widget, w
     assert not result.multiscale
     assert np.array_equal(np.asarray(result.data), expected)
     assert isinstance(result.data, zarr.Array if large else np.ndarray)
+
+
+def in_zarr(image: Any) -> Any:
+    array = zarr.create_array({}, shape=image.shape, dtype=image.dtype, chunks=(*[1] * (image.ndim - 2), *image.shape[-2:]))
+    array[...] = image
+    return array
+
+
+def pyramid(image: Any) -> Any:
+    rows = image.ndim - 3 if image.shape[-1] == 3 else image.ndim - 2
+    half = (*[slice(None)] * rows, slice(None, None, 2), slice(None, None, 2))
+    return [image, image[half]]
+
+
+KINDS = {"numpy": np.copy, "dask": lambda image: da.from_array(image, chunks="auto"), "zarr": in_zarr, "multiscale": pyramid}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_is_kept_of_every_kind_of_layer(own_settings, make_napari_viewer, wait, kind):
+    viewer = make_napari_viewer()
+    widget = viewer.window.add_plugin_dock_widget("napari-dnresnet", NAME)[1]
+    for ndim, pixels in itertools.product((2, 3, 4, 5), ("uint8", "uint16", "float32", "rgb")):
+        rgb = pixels == "rgb"
+        shape = (*[2] * (ndim - 2), 32, 48)
+        image = np.stack([picture(shape, "uint8")] * 3, axis=-1) if rgb else picture(shape, pixels)
+        affine = np.eye(ndim + 1)
+        affine[:2, -1] = 3, 4
+        look = {} if rgb else {"colormap": "magenta", "contrast_limits": (0.1, 200), "gamma": 0.8}
+        layer = viewer.add_image(
+            KINDS[kind](image),
+            name=f"{ndim} {pixels}",
+            rgb=rgb,
+            multiscale=kind == "multiscale",
+            scale=np.linspace(2, 0.25, ndim),
+            translate=np.arange(ndim),
+            rotate=20,
+            shear=[0.1, *[0] * (ndim * (ndim - 1) // 2 - 1)],
+            affine=affine,
+            units=["um"] * ndim,
+            axis_labels="qtzyx"[-ndim:],
+            metadata={"stage": 7},
+            **look,
+        )
+        result = run(widget, wait)
+        expected = dn_core.denoise(image)
+        assert result.name == f"{layer.name} denoised", widget.status.value
+        assert (result.dtype, result.rgb, result.multiscale) == (image.dtype, rgb, False)
+        assert np.array_equal(np.asarray(result.data), expected)
+        for name in (*KEPT, "affine"):
+            before, after = (np.asarray(getattr(which, name)) for which in (layer, result))
+            assert np.array_equal(after, before), (name, layer.name)
+        for point in (np.zeros(ndim), np.arange(ndim)):
+            assert np.allclose(result.data_to_world(point), layer.data_to_world(point))
+        assert rgb or result.colormap.name == "magenta"
+        assert result.metadata["stage"] == 7
 
 
 @pytest.mark.parametrize("channels", [3, 4])

@@ -150,7 +150,6 @@ def test_a_card_says_how_fast_its_model_is(viewer, open_widget, wait):
     widget.choose("dn-fast")
     assert "74,880 multiplications per pixel" in widget.card.value
     for side, told in ((64, False), (1024, True)):
-        viewer.layers.clear()
         viewer.add_image(np.random.default_rng(0).integers(0, 255, (side, side)).astype(np.uint8), name="image")
         denoise.run.clicked.emit(True)
         wait(lambda: denoise.job is None)
