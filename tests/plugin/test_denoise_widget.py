@@ -525,18 +525,17 @@ def test_comparing_hides_and_shows_the_result(viewer, open_widget, wait, qtbot):
     assert result.visible
 
 
-def test_the_residual_is_what_was_taken_away(viewer, open_widget, wait, monkeypatch):
-    for large in (False, True):
-        monkeypatch.setattr(results, "LARGE_BYTES", 0 if large else 2**30)
-        viewer.layers.clear()
-        image = picture((3, 40, 40))
-        viewer.add_image(image, name="image", scale=(1, 2, 3))
-        widget = open_widget(NAME)
-        result = run(widget, wait)
-        widget.residual.clicked.emit(True)
-        layer = viewer.layers["image residual"]
-        assert np.array_equal(np.asarray(layer.data), image.astype("f4") - np.asarray(result.data).astype("f4"))
-        assert tuple(layer.scale) == (1, 2, 3)
+@pytest.mark.parametrize("large", [False, True])
+def test_the_residual_is_what_was_taken_away(large, viewer, open_widget, wait, monkeypatch):
+    monkeypatch.setattr(results, "LARGE_BYTES", 0 if large else 2**30)
+    image = picture((3, 40, 40))
+    viewer.add_image(image, name="image", scale=(1, 2, 3))
+    widget = open_widget(NAME)
+    result = run(widget, wait)
+    widget.residual.clicked.emit(True)
+    layer = viewer.layers["image residual"]
+    assert np.array_equal(np.asarray(layer.data), image.astype("f4") - np.asarray(result.data).astype("f4"))
+    assert tuple(layer.scale) == (1, 2, 3)
 
 
 def test_the_layer_that_is_selected_is_the_one(viewer, open_widget, wait):
