@@ -147,6 +147,11 @@ class Child:
 
     It ends when its standard input does, so it never outlives napari, however that ends.
 
+    Attributes
+    ----------
+    running
+        Whether the process is there. Qt's own object cannot be asked: at the end of the interpreter it may be gone before the docks are.
+
     Parameters
     ----------
     arguments
@@ -161,6 +166,7 @@ class Child:
         from qtpy.QtCore import QProcess, QProcessEnvironment
 
         self._event, self._ended, self._rest = event, ended, b""
+        self.running = True
         environment = QProcessEnvironment.systemEnvironment()
         environment.insert("PYTHONUNBUFFERED", "1")
         environment.insert("PYTHONIOENCODING", "utf-8")
@@ -171,13 +177,6 @@ class Child:
         self.process.finished.connect(self._end)
         self.process.errorOccurred.connect(self._fail)
         self.process.start(sys.executable, ["-m", "dn_core.cli", *arguments])
-
-    @property
-    def running(self) -> bool:
-        """Whether the process is there."""
-        from qtpy.QtCore import QProcess
-
-        return self.process.state() != QProcess.ProcessState.NotRunning
 
     def send(self, line: str) -> None:
         """Write a line to its standard input."""
@@ -208,9 +207,11 @@ class Child:
         from qtpy.QtCore import QProcess
 
         if error == QProcess.ProcessError.FailedToStart:  # other errors end in `finished`
+            self.running = False
             self._ended(-1, self.process.errorString())
 
     def _end(self, code: int, *_: Any) -> None:
+        self.running = False
         _leaving.discard(self)
         self._read()
         text = bytes(self.process.readAllStandardError()).decode("utf-8", "replace")

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from typing import Any
 
@@ -149,3 +152,30 @@ def test_closing_ends_the_child(viewer, widget, wait, how):
     while os.path.exists(f"/proc/{process}") and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not os.path.exists(f"/proc/{process}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dock", ["stays", "is removed"])
+def test_the_program_ends_cleanly_after_a_training(dock):
+    script = textwrap.dedent(f"""
+        import napari, numpy as np
+        from qtpy.QtWidgets import QApplication
+        viewer = napari.Viewer(show=True)
+        viewer.add_image(np.ones((64, 64)), name="noisy")
+        viewer.add_image(np.ones((32, 32)), name="clean")
+        widget = viewer.window.add_plugin_dock_widget("napari-dnresnet", "Train denoiser")[1]
+        widget.noisy.value, widget.clean.value = viewer.layers
+        widget.begin.clicked.emit(True)
+        assert widget.busy
+        while widget.busy:
+            QApplication.instance().processEvents()
+        assert "shape" in widget.status.value, widget.status.value
+        if {dock == "is removed"}:
+            viewer.window.remove_dock_widget(widget.native)
+        viewer.close()
+        print("ended", flush=True)
+    """)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "ended" in ended.stdout
+    assert "Error" not in ended.stderr
