@@ -53,10 +53,10 @@ def wait_for_places(job: Job, seconds: float) -> dict[str, int]:
             _ask_autoscaler(job)
             asked = True
         time.sleep(0.5)
-    total = ray.cluster_resources()
+    total, alive = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
     kind = f" on {job.accelerator}" if job.accelerator else ""
     raise ValueError(
-        f"{job.workers} workers of {job.cpus:g} CPUs and {job.gpus:g} GPUs{kind} are asked for; the cluster has {sum(node['Alive'] for node in ray.nodes())} nodes "
+        f"{job.workers} workers of {job.cpus:g} CPUs and {job.gpus:g} GPUs{kind} are asked for; the cluster has {alive} nodes "
         f"with {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs, room for {sum(found.values())} of them. Ask for fewer or "
         "smaller workers, add nodes, or --wait for them."
     )
