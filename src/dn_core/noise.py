@@ -235,11 +235,12 @@ class Mixture:
     def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
         """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
         shares = torch.tensor(self.shares or (1.0,) * len(self.models), dtype=torch.float32, device=generator.device)
-        chosen = torch.multinomial(shares, clean.shape[0], replacement=True, generator=generator).to(clean.device)
+        # To the CPU at once, so that a GPU is waited for once and not for each model.
+        chosen = torch.multinomial(shares, clean.shape[0], replacement=True, generator=generator).cpu()
         image, std = torch.empty_like(clean), torch.empty_like(clean)
         for index, model in enumerate(self.models):
-            mine = chosen == index
-            if mine.any():
+            mine = (chosen == index).nonzero()[:, 0].to(clean.device)
+            if len(mine):
                 image[mine], std[mine] = model(clean[mine], generator)
         return Noisy(image, std)
 

@@ -299,6 +299,17 @@ def test_patches_come_from_everywhere_in_every_image_with_that_images_mean():
         assert corners == {(row, column) for row in range(9) for column in range(5)}
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_patches_cut_on_a_device_are_those_cut_from_the_arrays(dtype):
+    rng = np.random.default_rng(0)
+    images = tuple(rng.integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype) for shape in ((20, 33), (40, 17), (17, 17)))
+    patches, means = Bank(images).patches(300, 17, np.random.default_rng(1))
+    there, their_means = Bank(images).patches_on(torch.device("cpu"), 300, 17, np.random.default_rng(1))
+    assert there.dtype == their_means.dtype == torch.float32
+    np.testing.assert_array_equal(there.numpy(), patches)
+    np.testing.assert_array_equal(their_means.numpy(), means)
+
+
 def test_the_same_random_numbers_give_the_same_patches(bank):
     first, second = (bank.patches(4, 32, np.random.default_rng((0, 0, 0, 7))) for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dn_core import files
 from dn_core.memory import available_memory, check_memory
 
-__all__ = ["Bank", "Skipped", "load_bank", "read_grey", "to_grey", "turned"]
+__all__ = ["Bank", "Cuts", "Skipped", "load_bank", "read_grey", "to_grey", "turned"]
 
 # MATLAB's rgb2gray, the rule of the field's grey test sets; Pillow's "L" differs by one grey value here and there.
 GREY = (0.298936, 0.587043, 0.114021)
@@ -29,6 +31,15 @@ class Skipped:
 
     path: Path
     reason: str
+
+
+class Cuts(NamedTuple):
+    """Where patches are cut: for each the number of its image, the row and column of its corner, and how it is turned (`turned`)."""
+
+    image: NDArray[np.int64]
+    top: NDArray[np.int64]
+    left: NDArray[np.int64]
+    turn: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,8 @@ class Bank:
             )
 
     @cached_property
-    def _means(self) -> tuple[float, ...]:
-        return tuple(float(image.mean()) for image in self.images)
+    def _means(self) -> NDArray[np.float64]:
+        return np.array([float(image.mean()) for image in self.images])
 
     @property
     def count(self) -> int:
@@ -90,6 +101,12 @@ class Bank:
         """The bank to cut from at a step of worker `rank` of `size`: this one. A bank that holds its images in turn gives those."""
         return self
 
+    def cuts(self, count: int, size: int, rng: np.random.Generator) -> Cuts:
+        """Random places for `count` patches of `size` x `size`: any image is as likely, then any place in it and any of eight turns."""
+        chosen = rng.integers(len(self.images), size=count)
+        places = rng.integers(self._shapes[chosen] - size + 1)
+        return Cuts(chosen, places[:, 0], places[:, 1], rng.integers(8, size=count))
+
     def patches(self, count: int, size: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """`count` random patches, turned and mirrored at random, and the mean of the image each was cut from.
 
@@ -100,15 +117,51 @@ class Bank:
         means
             ``(count, 1, 1, 1)``, 0..1: what a centred network takes away.
         """
+        cuts = self.cuts(count, size, rng)
         patches = np.empty((count, 1, size, size), np.float32)
-        means = np.empty((count, 1, 1, 1), np.float32)
-        for index in range(count):
-            chosen = rng.integers(len(self.images))
-            image = self.images[chosen]
-            top, left = (rng.integers(extent - size + 1) for extent in image.shape)
-            patches[index, 0] = turned(image[top : top + size, left : left + size], int(rng.integers(8)))
-            means[index] = self._means[chosen]
-        return patches / np.float32(self.full_scale), means / np.float32(self.full_scale)
+        for index, (image, top, left, turn) in enumerate(zip(*cuts, strict=True)):
+            patches[index, 0] = turned(self.images[image][top : top + size, left : left + size], int(turn))
+        return patches / np.float32(self.full_scale), self._means_of(cuts)
+
+    def patches_on(self, device: torch.device, count: int, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """As `patches`, the same ones, cut on a device that holds all images."""
+        cuts = self.cuts(count, size, rng)
+        widths = self._shapes[cuts.image, 1]
+        # How a turned patch steps through its image: where it begins, and how far it is one row down and one column to the right.
+        rows, columns = np.array([[turned(axis, turn)[[0, 1, 0], [0, 0, 1]] for turn in range(8)] for axis in np.indices((size, size))])
+        rows[:, 1:] -= rows[:, :1]
+        columns[:, 1:] -= columns[:, :1]
+        steps = rows[cuts.turn] * widths[:, None] + columns[cuts.turn]
+        steps[:, 0] += self._begins[cuts.image] + cuts.top * widths + cuts.left
+        first, down, right = torch.from_numpy(steps).to(device)[:, :, None, None].unbind(1)
+        along = torch.arange(size, device=device)
+        places = first + down * along[:, None] + right * along
+        patches = self._pixels_on(device)[places].to(torch.float32)[:, None] % (self.full_scale + 1)
+        return patches / self.full_scale, torch.from_numpy(self._means_of(cuts)).to(device)
+
+    def _means_of(self, cuts: Cuts) -> NDArray[np.float32]:
+        return (self._means[cuts.image] / self.full_scale).astype(np.float32)[:, None, None, None]
+
+    @cached_property
+    def _shapes(self) -> NDArray[np.int64]:
+        return np.array([image.shape for image in self.images])
+
+    @cached_property
+    def _begins(self) -> NDArray[np.int64]:
+        """Where each image begins when all lie one after the other."""
+        return np.cumsum([0, *(image.size for image in self.images[:-1])])
+
+    @cached_property
+    def _on_devices(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def _pixels_on(self, device: torch.device) -> Tensor:
+        """All pixels in a row; 16 bits as signed numbers, since torch cannot pick from unsigned ones."""
+        if device not in self._on_devices:
+            pixels = np.concatenate([image.ravel() for image in self.images])
+            signed = pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels
+            self._on_devices[device] = torch.from_numpy(signed).to(device)
+        return self._on_devices[device]
 
 
 def load_bank(folder: str | Path, *, smallest: int = 64, hold_out: int = 50, skip_bad: bool = False) -> Bank:

@@ -72,10 +72,14 @@ class CleanImages:
 
     def batch(self, phase: Phase, rng: np.random.Generator, device: torch.device) -> Batch:
         """See `Material.batch`."""
-        patches, means = self.bank.patches(phase.batch, phase.patch, rng)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        clean = torch.from_numpy(patches).to(device)
-        return Batch(clean, self.noise(clean, generator), torch.from_numpy(means).to(device))
+        if device.type == "cuda":
+            # Cut and spoilt there: one core of a CPU cannot keep up with a GPU.
+            clean, means = self.bank.patches_on(device, phase.batch, phase.patch, rng)
+            generator = torch.Generator(device)
+        else:
+            clean, means = (torch.from_numpy(part).to(device) for part in self.bank.patches(phase.batch, phase.patch, rng))
+            generator = torch.Generator()
+        return Batch(clean, self.noise(clean, generator.manual_seed(int(rng.integers(2**62)))), means)
 
     def score(self, denoise: Denoiser, device: torch.device) -> float | None:
         """Mean PSNR on held-out images with the noise that is trained on, each image with its own draw of it."""

@@ -7,6 +7,7 @@ K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (202
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,15 +31,25 @@ class Muon(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Change every weight by its orthogonalised Nesterov momentum."""
         for group in self.param_groups:
+            of_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
-                momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                direction = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
-                scale = 0.2 * math.sqrt(max(direction.shape))
-                parameter.add_(_orthogonal(direction).view_as(parameter), alpha=-group["lr"] * scale)
+                if parameter.grad is not None:
+                    of_shape[parameter.shape].append((parameter, parameter.grad))
+            for pairs in of_shape.values():  # together: a GPU would wait for the launch of each small product
+                parameters, gradients = (list(tensors) for tensors in zip(*pairs, strict=True))
+                self._change(parameters, gradients, group["lr"], group["momentum"])
+
+    def _change(self, parameters: list[Tensor], gradients: list[Tensor], lr: float, momentum: float) -> None:
+        """Change weights of one shape."""
+        for parameter in parameters:
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        directions = torch.stack(torch._foreach_lerp(gradients, momenta, momentum)).flatten(2)
+        scale = 0.2 * math.sqrt(max(directions.shape[1:]))
+        changes = _orthogonal(directions).reshape(len(parameters), *parameters[0].shape)
+        torch._foreach_add_(parameters, changes.unbind(), alpha=-lr * scale)
 
 
 def build_optimizers(network: nn.Module, kind: str, lr: float) -> list[Optimizer]:
@@ -53,13 +64,13 @@ def build_optimizers(network: nn.Module, kind: str, lr: float) -> list[Optimizer
     return [Muon(inner, lr), *optimizers] if inner else optimizers
 
 
-def _orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with singular values near 1, by Newton-Schulz iteration."""
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest matrices with singular values near 1 of ``(N, rows, columns)``, by Newton-Schulz iteration."""
     a, b, c = QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x: Tensor = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x

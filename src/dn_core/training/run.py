@@ -121,15 +121,17 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             denoised = self.compute(self._with_map(noisy), means)
         loss = _loss(self.recipe, denoised, clean, noisy.std)
-        value = self.workers.mean(float(loss.detach()), self.device)
-        self._check_finite("loss", value)
         factor = self.rate * _rate_factor(self.recipe, self.step)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._check_finite("gradient's square", float(self._squared_gradient()))
+        # Both looked at together: a GPU is waited for once.
+        own_value, squared = torch.stack([loss.detach(), self._squared_gradient()]).tolist()
+        value = self.workers.mean(own_value, self.device)
+        self._check_finite("loss", value)
+        self._check_finite("gradient's square", squared)
         self.whole = False
         for optimizer in self.optimizers:
             optimizer.step()
@@ -153,7 +155,7 @@ class Run:
 
     def _squared_gradient(self) -> Tensor:
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
-        return torch.stack([gradient.square().sum() for gradient in gradients]).sum()
+        return torch.stack(torch._foreach_norm(gradients)).square().sum()
 
     def _with_map(self, noisy: Noisy) -> Tensor:
         planes = torch.cat(noisy, dim=1) if self.recipe.network.noise_map else noisy.image
@@ -162,8 +164,7 @@ class Run:
     def _average_weights(self) -> None:
         decay = min(self.recipe.ema, (self.step + 1) / (self.step + 10))
         current = self.network.state_dict()
-        for name, average in self.average.items():
-            average.lerp_(current[name], 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), [current[name] for name in self.average], 1 - decay)
 
     def denoiser(self, weights: dict[str, Tensor] | None = None) -> Denoiser:
         """The network with other weights, by default the averaged ones, to denoise with."""
