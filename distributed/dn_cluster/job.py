@@ -90,7 +90,7 @@ class Job:
             raise ValueError(f"the package {absent[0]} is missing; --{absent[0]} needs it. pip install {absent[0]}, on all nodes.")
         if self.tensorboard and not self.storage.is_local:
             raise ValueError(f"storage is {self.storage.address!r}; with --tensorboard a folder is expected. Leave --tensorboard out.")
-        for phase in self.recipe.phases:
+        for phase in (*self.recipe.phases, *self.recipe.last_phases):
             Workers(0, max(self.workers, 1)).share(phase.batch)
         if not self.name or self.name[0] == "." or not all(letter.isalnum() or letter in "._-" for letter in self.name):
             raise ValueError(f"name is {self.name!r}; letters, digits, '.', '_' and '-' are expected. Change --name.")
@@ -152,7 +152,7 @@ def load_start(recipe: Recipe, storage: Storage) -> Checkpoint | None:
 
 def load_images(job: Job) -> Bank:
     """The images of its data folder, all in memory; of a pack, a shard at a time, for an epoch each."""
-    smallest = max(phase.patch for phase in job.recipe.phases)
+    smallest = job.recipe.largest_patch
     pack = load_pack(Storage.at(job.data), smallest=smallest, steps=job.recipe.epoch)
     return pack or load_bank(job.data, smallest=smallest, skip_bad=job.skip_bad)
 

@@ -65,6 +65,17 @@ def test_a_stage_begins_where_the_one_before_ended(new_blocks):
     assert all(torch.equal(after.state_dict()[name], again.state_dict()[name]) for name in after.state_dict())
 
 
+def test_the_last_stage_may_have_a_budget_of_its_own(bank, tmp_path):
+    recipe = dataclasses.replace(CASCADE, last_phases=(Phase(9, batch=1, patch=32),))
+    done = {step.stage: (step.done, step.megapixels) for step in train_stages(recipe, bank, tmp_path) if step.path is None}
+    assert {stage: steps for stage, (steps, _) in done.items()} == {0: 6, 1: 6, 2: 9}
+    assert done[2][1] == pytest.approx(9 * 32**2 / 1e6)
+    assert recipe.largest_patch == 32
+    halved = recipe.with_steps(3)
+    assert [phase.steps for phase in (*halved.phases, *halved.last_phases)] == [3, 4]
+    assert "last_phases" not in CASCADE.as_dict()
+
+
 def test_all_new_weights_of_a_near_identity_block_can_learn():
     network = Stage(0, paper_config(5, block="separable"), (0,)).first_network(DnResNet(paper_config(5)), CASCADE)
     network(torch.rand(2, 1, 24, 24)).square().mean().backward()

@@ -401,6 +401,7 @@ def test_a_network_can_be_given_setting_by_setting(tmp_path):
         ("[network]", "[net]", "unknown settings"),
         ("[network]", "[[network]]", r"under \[network\]"),
         ('name = "tiny"', 'name = "tiny', "cannot be used"),
+        ("[[phase]]", "[[last_phase]]\nsteps = 3\n[[phase]]", "plan is 'once', which has no other last stage"),
     ],
 )
 def test_wrong_recipes_are_refused_with_a_sentence(old, new, message, tmp_path):

@@ -60,7 +60,7 @@ def train(
 
         loaded = load_recipe(recipe)
         loaded = loaded if steps is None else loaded.with_steps(steps)
-        bank = load_bank(data, smallest=max(phase.patch for phase in loaded.phases), skip_bad=skip_bad)
+        bank = load_bank(data, smallest=loaded.largest_patch, skip_bad=skip_bad)
         for item in bank.skipped:
             say(f"skipped {item.path}: {item.reason}")
         say(

@@ -53,6 +53,11 @@ class Stage:
                 network = replace_block(network, index, start=recipe.new_blocks, generator=generator)
         return network
 
+    def recipe(self, whole: Recipe, *, last: bool) -> Recipe:
+        """What `fit` trains in this stage of `whole`."""
+        phases = whole.last_phases if last and whole.last_phases else whole.phases
+        return replace(whole, network=self.network, plan="once", start="", phases=phases, last_phases=())
+
 
 @dataclass(frozen=True, slots=True)
 class StageState:
@@ -105,8 +110,9 @@ def train_stages(
 ) -> Generator[TrainProgress]:
     """Train all stages of `recipe`; the model of the last one appears as ``out/<recipe.name>.safetensors``.
 
-    A recipe of one stage (plan ``"once"``) is `fit` and has no folders of stages. Every stage has the recipe's phases as its budget. In a
-    cascade it ends before, after a whole epoch whose mean loss is `recipe.drop` below that of the last epoch of the stage before.
+    A recipe of one stage (plan ``"once"``) is `fit` and has no folders of stages. Every stage has the recipe's phases as its budget, the
+    last one its `last_phases` where there are some. In a cascade it ends before, after a whole epoch whose mean loss is `recipe.drop`
+    below that of the last epoch of the stage before.
     `options` are those of `fit`.
 
     Parameters
@@ -138,7 +144,7 @@ def train_stages(
             previous = _finished(here, recipe, state.done[stage.number])
             continue
         run = fit(
-            replace(recipe, network=stage.network, plan="once", start=""),
+            stage.recipe(recipe, last=stage is stages[-1]),
             bank,
             here,
             stage=stage.number,
@@ -183,7 +189,7 @@ def train(recipe: str | Path | Recipe, images: str | Path | Bank, out: str | Pat
         A folder of clean images, or a `Bank`.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    bank = images if isinstance(images, Bank) else load_bank(images, smallest=max(phase.patch for phase in loaded.phases))
+    bank = images if isinstance(images, Bank) else load_bank(images, smallest=loaded.largest_patch)
     path = Path(out)
     for step in train_stages(loaded, bank, out, **options):
         path = step.path or path

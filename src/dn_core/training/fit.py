@@ -101,7 +101,7 @@ def fit(
         there at half the learning rate, with a RuntimeWarning.
     """
     choose_device(device)
-    largest = max(phase.patch for phase in recipe.phases)
+    largest = recipe.largest_patch
     if (smallest := min(min(image.shape) for image in bank.images)) < largest:
         raise ValueError(
             f"the smallest image has a side of {smallest} pixels; at least the patch, {largest}, is expected. Use larger images."

@@ -55,6 +55,8 @@ class Recipe:
     plan
         ``"once"`` trains the network as it is; ``"cascade"``, ``"evolve"`` and ``"evolve-once"`` train it in stages, each with all `phases`
         as its budget (`dn_core.training.cascade`).
+    last_phases
+        The budget of the last of several stages, where it is another one.
     drop
         By which part a cascade's stage must bring the loss below the stage before it to end before its budget; 0 for never.
     new_blocks
@@ -68,6 +70,7 @@ class Recipe:
     network: NetworkConfig
     noise: tuple[dict[str, Any], ...]
     phases: tuple[Phase, ...] = (Phase(20_000),)
+    last_phases: tuple[Phase, ...] = ()
     description: str = ""
     noise_text: str = ""
     loss: str = "mse"
@@ -112,6 +115,8 @@ class Recipe:
 
     def _check_plan(self) -> None:
         separable = "separable" in self.network.blocks
+        if self.last_phases and self.plan == "once":
+            raise ValueError("the plan is 'once', which has no other last stage; no [[last_phase]] is expected. Change plan, or remove it.")
         if self.plan == "cascade" and (self.start or separable or not self.network.blocks):
             raise ValueError(
                 "the plan is 'cascade', which begins without blocks and inserts full ones; a network of full blocks and no start are "
@@ -128,6 +133,11 @@ class Recipe:
         """Steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def largest_patch(self) -> int:
+        """The side that images must have at least."""
+        return max(phase.patch for phase in (*self.phases, *self.last_phases))
+
     def phase_at(self, step: int) -> Phase:
         """The phase that `step` (from 0) belongs to."""
         for phase in self.phases:
@@ -138,10 +148,11 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain data, for a card and to compare with on resuming."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.last_phases else {name: value for name, value in values.items() if name != "last_phases"}
 
     def with_steps(self, steps: int) -> Recipe:
-        """The same recipe with its phases scaled to `steps` in all; phases that would get none are left out.
+        """The same recipe with its phases scaled to `steps` in all, and `last_phases` alike; phases that would get none are left out.
 
         >>> recipe = Recipe("a", NetworkConfig(), ({"kind": "poisson", "peak": 4},), (Phase(300), Phase(300), Phase(300)))
         >>> [phase.steps for phase in recipe.with_steps(100).phases]
@@ -149,9 +160,14 @@ class Recipe:
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps is {steps!r}; a whole number of 1 or more is expected. Change steps.")
-        ends = [round(end * steps / self.steps) for end in accumulate(phase.steps for phase in self.phases)]
-        lengths = [end - begin for begin, end in pairwise([0, *ends])]
-        return replace(self, phases=tuple(replace(phase, steps=new) for phase, new in zip(self.phases, lengths, strict=True) if new))
+        factor = steps / self.steps
+        return replace(self, phases=_scaled(self.phases, factor), last_phases=_scaled(self.last_phases, factor))
+
+
+def _scaled(phases: tuple[Phase, ...], factor: float) -> tuple[Phase, ...]:
+    ends = [round(end * factor) for end in accumulate(phase.steps for phase in phases)]
+    lengths = [end - begin for begin, end in pairwise([0, *ends])]
+    return tuple(replace(phase, steps=new) for phase, new in zip(phases, lengths, strict=True) if new)
 
 
 def recipe_names() -> list[str]:
@@ -207,27 +223,31 @@ def _with_base(values: dict[str, Any]) -> dict[str, Any]:
 
 def _recipe_from(values: dict[str, Any]) -> Recipe:
     table = dict(values)
-    known = {"phase", *(field.name for field in fields(Recipe))} - {"phases"}
+    tables = {"phase": "phases", "last_phase": "last_phases"}
+    known = {*tables, *(field.name for field in fields(Recipe))} - set(tables.values())
     if unknown := sorted(table.keys() - known):
         raise ValueError(f"it has unknown settings {unknown}; known are {sorted(known)}")
     if absent := sorted({"name", "network", "noise"} - table.keys()):
         raise ValueError(f"it lacks {absent}; a name, [network] and [[noise]] are expected")
-    for name in ("phase", "noise"):
+    for name in (*tables, "noise"):
         if not isinstance(table.get(name, []), list) or not all(isinstance(entry, dict) for entry in table.get(name, [])):
             raise ValueError(f"{name} is {table[name]!r}; tables are expected, each under [[{name}]]")
     if not isinstance(table["network"], dict):
         raise ValueError(f"network is {table['network']!r}; a table is expected, under [network]")
-    phases, known_phase = table.pop("phase", None), {field.name for field in fields(Phase)}
-    for phase in phases or ():
-        if unknown := sorted(phase.keys() - known_phase):
-            raise ValueError(f"a [[phase]] has unknown settings {unknown}; known are {sorted(known_phase)}")
-        if "steps" not in phase:
-            raise ValueError("a [[phase]] lacks its number of steps")
-    if phases is not None:
-        table["phases"] = tuple(Phase(**phase) for phase in phases)
+    for name in tables.keys() & table.keys():
+        table[tables[name]] = tuple(_phase_from(name, phase) for phase in table.pop(name))
     network = _network_from(table.pop("network"))
     noise = tuple(table.pop("noise"))
     return Recipe(network=network, noise=noise, **table)
+
+
+def _phase_from(name: str, values: dict[str, Any]) -> Phase:
+    known = {field.name for field in fields(Phase)}
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(f"a [[{name}]] has unknown settings {unknown}; known are {sorted(known)}")
+    if "steps" not in values:
+        raise ValueError(f"a [[{name}]] lacks its number of steps")
+    return Phase(**values)
 
 
 def _network_from(values: dict[str, Any]) -> NetworkConfig:
