@@ -30,9 +30,9 @@ held-out training photographs.
 Muon, which makes each weight update nearly orthogonal, gained 0.5 dB over AdamW for the same time."""
 
 GPU = """\
-## GPU: not measured
+## GPU
 
-Everything on this page was computed on a CPU."""
+Everything on this page was computed on a CPU; [GPUs](gpu.md) have a page of their own."""
 
 
 def write_page(results: dict[str, Any]) -> str:

@@ -109,7 +109,7 @@ def test_a_short_run_writes_the_page(peers, data_folder, tmp_path, capsys):
     text = page.read_text("utf-8")
     found = json.loads(figures.read_text("utf-8"))["quality"]
     assert "| BM3D (published) | 32.37 / - |" in text
-    assert "GPU: not measured" in text
+    assert "[GPUs](gpu.md)" in text
     assert str(data_folder) not in text
     assert str(tmp_path) not in text
     for row in found["peers"]:
