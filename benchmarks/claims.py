@@ -51,6 +51,8 @@ class Row:
 
     variant: str
     seed: int
+    steps: int
+    batch: int
     psnr: float
     ssim: float
     psnr_gaussian_25: float
@@ -88,16 +90,20 @@ def rows_of(bank: Bank, test: Path, folder: Path, seeds: int, steps: int, batch:
             scored = place / "row.json"
             if not scored.exists():
                 path = train(recipe_for(variant, seed, steps, batch, folder), bank, place, device=device)
+                row = row_of(variant, seed, steps, batch, list(evaluate([OwnMethod(path)], images, levels)))
                 with replaced_file(scored) as temporary:
-                    temporary.write_text(json.dumps(asdict(row_of(variant, seed, list(evaluate([OwnMethod(path)], images, levels))))))
-            yield Row(**json.loads(scored.read_text()))
+                    temporary.write_text(json.dumps(asdict(row)))
+            row = Row(**json.loads(scored.read_text()))
+            if (row.steps, row.batch) != (steps, batch):
+                raise ValueError(f"{scored} is of {row.steps} steps of {row.batch} patches; {steps} of {batch} are expected. Change --out.")
+            yield row
 
 
-def row_of(variant: str, seed: int, scores: list[Score]) -> Row:
+def row_of(variant: str, seed: int, steps: int, batch: int, scores: list[Score]) -> Row:
     """Means over levels."""
     at_25 = next(score.psnr for score in scores if score.level == "gaussian 25")
     psnr, ssim = (statistics.fmean(getattr(score, name) for score in scores) for name in ("psnr", "ssim"))
-    return Row(variant, seed, psnr, ssim, at_25)
+    return Row(variant, seed, steps, batch, psnr, ssim, at_25)
 
 
 def table(rows: list[Row], test: Path, steps: int, batch: int) -> str:

@@ -1,7 +1,7 @@
 """The paper's tables beside ours, measured and put into ``docs/paper.md``: ``python benchmarks/paper.py --data DIR``.
 
-`DIR` has the folders ``test/set12``, ``test/set14``, ``test/bsd200``, ``test/classic5`` and ``peers``. Under each table stands the
-command that gives it alone.
+`DIR` has the folders ``test/set12``, ``test/bsd68``, ``test/set14``, ``test/bsd200``, ``test/classic5`` and ``peers``. Under each table
+stands the command that gives it alone.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class Part:
 
 
 PARTS = (
-    Part("table 3", 3, ("set12",), ("dn-resnet-13", "dn-fast")),
-    Part("table 5", 5, ("set14", "bsd200"), ("dn-resnet-13", "dn-fast"), ("dncnn_b",)),
+    Part("table 3", 3, ("set12",), ("dn-resnet-13", "ds-dn-resnet-13", "dn-fast", "dn-quality")),
+    Part("bsd68", None, ("bsd68",), ("dn-resnet-13", "dn-fast", "dn-quality"), ("dncnn_b",), ("gaussian 15", "gaussian 25", "gaussian 50")),
+    Part("table 5", 5, ("set14", "bsd200"), ("dn-resnet-13", "dn-fast", "dn-quality"), ("dncnn_b",)),
     Part("jpeg", None, ("classic5",), ("dn-jpeg",), ("dncnn3",), ("jpeg 10", "jpeg 20", "jpeg 30", "jpeg 40")),
 )
 

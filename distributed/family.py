@@ -7,6 +7,7 @@ Without MODEL it is all shipped recipes: the paper's 16 levels of noise, blind, 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ def main(
     storage: Annotated[str, typer.Option(help="Folder that all nodes share, or an address such as s3://bucket/runs.")],
     model: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Shipped recipes or TOML files; default: all.")] = None,
     large: Annotated[list[str] | None, typer.Option(help="A model to train by several workers; may be given several times.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Scale the recipes to this many steps a stage.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Scale the recipes to this many steps a stage, a longer last one alike.")] = None,
     cpus: Annotated[float, typer.Option(min=1, help="CPUs of a model or worker.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of a model; 0.25 puts four on each.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Workers of a large model.")] = 2,
@@ -39,7 +40,7 @@ def main(
         from dn_cluster.storage import Storage
         from dn_core.training.recipes import load_recipe, recipe_names
 
-        place = Storage.at(storage)
+        place, shipped = Storage.at(storage), recipe_names()
 
         def job(name: str) -> Job:
             recipe = load_recipe(name)
@@ -49,7 +50,7 @@ def main(
                 recipe,
                 data=Storage.at(data).address,
                 storage=place,
-                name=recipe.name,
+                name=name if name in shipped else recipe.name,  # of two shipped recipes for one model, such as dn-fast and dn-fast-gpu
                 workers=workers if many else 0,
                 cpus=cpus,
                 gpus=large_gpus if many else gpus,
@@ -59,8 +60,10 @@ def main(
                 start=load_start(recipe, place),
             )
 
-        names = list(dict.fromkeys([*(model or recipe_names()), *(large or ())]))
-        members = {member.job.name: member for member in map(look_up, map(job, names))}
+        jobs = list(map(job, dict.fromkeys([*(model or shipped), *(large or ())])))
+        if twice := sorted(name for name, count in Counter(one.name for one in jobs).items() if count > 1):
+            raise ValueError(f"several recipes have the name {twice[0]!r}; each model of a family needs its own. Change one of them.")
+        members = {member.job.name: member for member in map(look_up, jobs)}
         if not status:
             for member in train_family(list(members.values()), max_failures, wait):
                 members[member.job.name] = member

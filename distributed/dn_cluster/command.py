@@ -24,7 +24,9 @@ def run_script(description: str | None, plans: tuple[str, ...], other: str) -> N
         storage: Annotated[str, typer.Option(help="Folder that all nodes share, or an address such as s3://bucket/runs.")],
         name: Annotated[str, typer.Option(help="Of the run, a folder in the storage; default: the recipe's.")] = "",
         start: Annotated[str, typer.Option(help="Model to start from: a name, a file, or RUN/MODEL.safetensors in the storage.")] = "",
-        steps: Annotated[int | None, typer.Option(min=1, help="Scale the recipe to this many steps a stage.")] = None,
+        steps: Annotated[
+            int | None, typer.Option(min=1, help="Scale the recipe to this many steps a stage, a longer last one alike.")
+        ] = None,
         workers: Annotated[int, typer.Option(min=0, help="Workers that share each batch; 0: in this process, without Ray.")] = 1,
         cpus: Annotated[float, typer.Option(min=1, help="CPUs of a worker.")] = 1,
         gpus: Annotated[float, typer.Option(min=0, help="GPUs of a worker.")] = 0,

@@ -90,7 +90,7 @@ class Job:
             raise ValueError(f"the package {absent[0]} is missing; --{absent[0]} needs it. pip install {absent[0]}, on all nodes.")
         if self.tensorboard and not self.storage.is_local:
             raise ValueError(f"storage is {self.storage.address!r}; with --tensorboard a folder is expected. Leave --tensorboard out.")
-        for phase in (*self.recipe.phases, *self.recipe.last_phases):
+        for phase in self.recipe.all_phases:
             Workers(0, max(self.workers, 1)).share(phase.batch)
         if not self.name or self.name[0] == "." or not all(letter.isalnum() or letter in "._-" for letter in self.name):
             raise ValueError(f"name is {self.name!r}; letters, digits, '.', '_' and '-' are expected. Change --name.")

@@ -213,8 +213,8 @@ class SuperResolution:
 
     def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
         """Spoil clean images ``(N, 1, H, W)`` in 0..1; the standard deviation given is the blur's error over each image."""
-        factors = _draw(self.factor, clean, generator).flatten()
-        images = [_enlarged(image[None], round(float(factor))) for image, factor in zip(clean, factors, strict=True)]
+        factors = _draw(self.factor, clean, generator).flatten().tolist()
+        images = [_enlarged(image[None], round(factor)) for image, factor in zip(clean, factors, strict=True)]
         return _with_error(torch.cat(images), clean)
 
 
@@ -235,11 +235,10 @@ class Mixture:
     def __call__(self, clean: Tensor, generator: Generator) -> Noisy:
         """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
         shares = torch.tensor(self.shares or (1.0,) * len(self.models), dtype=torch.float32, device=generator.device)
-        # To the CPU at once, so that a GPU is waited for once and not for each model.
-        chosen = torch.multinomial(shares, clean.shape[0], replacement=True, generator=generator).cpu()
+        chosen = torch.multinomial(shares, clean.shape[0], replacement=True, generator=generator)
+        counts = torch.bincount(chosen, minlength=len(self.models)).tolist()  # the only wait for a GPU
         image, std = torch.empty_like(clean), torch.empty_like(clean)
-        for index, model in enumerate(self.models):
-            mine = (chosen == index).nonzero()[:, 0].to(clean.device)
+        for model, mine in zip(self.models, torch.split(chosen.argsort(stable=True).to(clean.device), counts), strict=True):
             if len(mine):
                 image[mine], std[mine] = model(clean[mine], generator)
         return Noisy(image, std)

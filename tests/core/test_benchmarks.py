@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dn_core.evaluation.peers import PeerMethod
 
@@ -99,6 +100,18 @@ def test_the_ladder_has_all_that_was_timed_and_scored_with_its_fastest_time(tmp_
     assert ladder.rungs(results) == [("dn-fast", 80.0, 29.9, True), ("DnCNN-S", 600.0, 30.4, False), ("TV", 160.0, 28.0, False)]
     ladder.draw_ladder(results, tmp_path / "ladder.png")
     assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_training_and_denoising_are_timed_on_a_device(tmp_path, capsys, monkeypatch):
+    for number in range(2):
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (100, 100), np.uint8)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--photos", str(tmp_path), "--device", "cpu", "--quick"])
+    part("gpu").main()
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| d")]
+    assert len(rows) == 10
+    assert all(float(row[2]) > 0 for row in rows)
+    assert all(float(row[-1]) <= 1 for row in rows[4:])
 
 
 @pytest.mark.slow

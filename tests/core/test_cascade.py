@@ -20,6 +20,7 @@ from dn_core.training.bank import Bank
 from dn_core.training.cascade import Stage, plan_stages, train, train_stages
 from dn_core.training.fit import TrainProgress
 from dn_core.training.recipes import Phase, Recipe
+from dn_core.training.workers import Workers
 
 GAUSSIAN = ({"kind": "gaussian", "sigma": 25},)
 CASCADE = Recipe("grown", paper_config(7), GAUSSIAN, (Phase(6, batch=2, patch=16),), plan="cascade", epoch=2, drop=0.0)
@@ -71,9 +72,31 @@ def test_the_last_stage_may_have_a_budget_of_its_own(bank, tmp_path):
     assert {stage: steps for stage, (steps, _) in done.items()} == {0: 6, 1: 6, 2: 9}
     assert done[2][1] == pytest.approx(9 * 32**2 / 1e6)
     assert recipe.largest_patch == 32
-    halved = recipe.with_steps(3)
-    assert [phase.steps for phase in (*halved.phases, *halved.last_phases)] == [3, 4]
+    for steps, expected in ((3, [3, 4]), (1, [1, 2])):
+        assert [phase.steps for phase in recipe.with_steps(steps).all_phases] == expected
+    assert dataclasses.replace(recipe, last_phases=(Phase(1),)).with_steps(1).last_phases == (Phase(1),)
     assert "last_phases" not in CASCADE.as_dict()
+
+
+def test_another_budget_for_the_last_stage_is_another_training(bank, tmp_path):
+    long = dataclasses.replace(CASCADE, last_phases=(Phase(9, batch=1, patch=32),))
+    training = train_stages(long, bank, tmp_path)
+    while next(training).stage == 0:
+        pass
+    training.close()
+    with pytest.raises(ValueError, match=r"recipe\.last_phases: .* there, None here"):
+        next(train_stages(CASCADE, bank, tmp_path))
+    longer = dataclasses.replace(long, last_phases=(Phase(12, batch=1, patch=32),))
+    steps = [step.done for step in train_stages(longer, bank, tmp_path, allow=("recipe.last_phases",)) if step.stage == 2]
+    assert max(steps) == 12
+
+
+def test_a_last_stage_that_cannot_be_trained_is_refused_before_the_first(bank, tmp_path):
+    with pytest.raises(ValueError, match="at least the patch, 500"):
+        next(train_stages(dataclasses.replace(CASCADE, last_phases=(Phase(9, batch=1, patch=500),)), bank, tmp_path))
+    with pytest.raises(ValueError, match="3 patches is to be shared by 2 workers"):
+        next(train_stages(dataclasses.replace(CASCADE, last_phases=(Phase(9, batch=3),)), bank, tmp_path, workers=Workers(0, 2)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_all_new_weights_of_a_near_identity_block_can_learn():

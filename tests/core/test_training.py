@@ -487,6 +487,24 @@ def test_the_size_of_muons_step_does_not_depend_on_that_of_the_gradient():
     torch.testing.assert_close(steps[1], steps[2], rtol=1e-3, atol=1e-6)
 
 
+def test_muon_changes_weights_together_as_it_would_alone():
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((8, 4, 3, 3), (4, 4, 3, 3), (8, 4, 3, 3), (4, 8, 1, 1))
+    first = [torch.randn(shape, generator=generator) for shape in shapes]
+    together = [torch.nn.Parameter(value.clone()) for value in first]
+    alone = [torch.nn.Parameter(value.clone()) for value in first]
+    optimizers = [Muon(together, lr=0.1), *(Muon([weight], lr=0.1) for weight in alone)]
+    for _ in range(2):
+        for weight, other in zip(together, alone, strict=True):
+            weight.grad = torch.randn(weight.shape, generator=generator)
+            other.grad = weight.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for weight, other, value in zip(together, alone, first, strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
+        assert (weight - value).abs().max() > 0.01
+
+
 def test_muon_leaves_weights_without_gradient_alone():
     weight = torch.nn.Parameter(torch.ones(4, 4, 3, 3))
     Muon([weight], lr=1.0).step()

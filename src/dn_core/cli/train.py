@@ -43,7 +43,7 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (named below) or a TOML file.")],
     data: Annotated[Path, typer.Option(help="Folder of clean images.")],
     out: Annotated[Path, typer.Option(help="Folder for the model and the state to resume from.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Scale the recipe to this many steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Scale the recipe to this many steps a stage, a longer last one alike.")] = None,
     device: Device = "cpu",
     threads: Threads = 1,
     allow: Allow = None,
@@ -63,9 +63,10 @@ def train(
         bank = load_bank(data, smallest=loaded.largest_patch, skip_bad=skip_bad)
         for item in bank.skipped:
             say(f"skipped {item.path}: {item.reason}")
+        last = f", {sum(phase.steps for phase in loaded.last_phases)} in the last stage" if loaded.last_phases else ""
         say(
             f"{loaded.name}: {len(bank.images)} images, {len(bank.held_out)} held out, "
-            f"{len(bank.skipped)} files skipped, {loaded.steps} steps"
+            f"{len(bank.skipped)} files skipped, {loaded.steps} steps{last}"
         )
         training = train_stages(loaded, bank, out, device=device, allow=tuple(allow or ()))
         if driver is not None:

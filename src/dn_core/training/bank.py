@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,17 +127,14 @@ class Bank:
         """As `patches`, the same ones, cut on a device that holds all images."""
         cuts = self.cuts(count, size, rng)
         widths = self._shapes[cuts.image, 1]
-        # How a turned patch steps through its image: where it begins, and how far it is one row down and one column to the right.
-        rows, columns = np.array([[turned(axis, turn)[[0, 1, 0], [0, 0, 1]] for turn in range(8)] for axis in np.indices((size, size))])
-        rows[:, 1:] -= rows[:, :1]
-        columns[:, 1:] -= columns[:, :1]
+        rows, columns = _walks(size)
         steps = rows[cuts.turn] * widths[:, None] + columns[cuts.turn]
         steps[:, 0] += self._begins[cuts.image] + cuts.top * widths + cuts.left
-        first, down, right = torch.from_numpy(steps).to(device)[:, :, None, None].unbind(1)
+        first, down, right = torch.from_numpy(steps).to(device, non_blocking=True)[:, :, None, None].unbind(1)
         along = torch.arange(size, device=device)
         places = first + down * along[:, None] + right * along
         patches = self._pixels_on(device)[places].to(torch.float32)[:, None] % (self.full_scale + 1)
-        return patches / self.full_scale, torch.from_numpy(self._means_of(cuts)).to(device)
+        return patches / self.full_scale, torch.from_numpy(self._means_of(cuts)).to(device, non_blocking=True)
 
     def _means_of(self, cuts: Cuts) -> NDArray[np.float32]:
         return (self._means[cuts.image] / self.full_scale).astype(np.float32)[:, None, None, None]
@@ -158,9 +155,15 @@ class Bank:
     def _pixels_on(self, device: torch.device) -> Tensor:
         """All pixels in a row; 16 bits as signed numbers, since torch cannot pick from unsigned ones."""
         if device not in self._on_devices:
-            pixels = np.concatenate([image.ravel() for image in self.images])
-            signed = pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels
-            self._on_devices[device] = torch.from_numpy(signed).to(device)
+            if device.type == "cuda":
+                size, free = sum(image.nbytes for image in self.images), torch.cuda.mem_get_info(device)[0]
+                check_memory("training with all images on the GPU", size, free, "Use fewer images, or pack them (distributed/pack.py).")
+            kind = torch.int16 if self.images[0].dtype == np.uint16 else torch.uint8
+            pixels = torch.empty(sum(image.size for image in self.images), dtype=kind, device=device)
+            for begin, image in zip(self._begins, self.images, strict=True):
+                flat = image.flatten()
+                pixels[begin : begin + flat.size] = torch.from_numpy(flat.view(np.int16) if kind == torch.int16 else flat)
+            self._on_devices[device] = pixels
         return self._on_devices[device]
 
 
@@ -267,6 +270,18 @@ def _grey_planes(image: files.ImageFile) -> NDArray[Any]:
     pixels = np.moveaxis(pixels, (rows, columns, image.axes.index("S")), (-3, -2, -1))
     intensities = pixels.shape[-1] - int(image.alpha)
     return to_grey(pixels) if intensities == 3 else np.moveaxis(pixels[..., :intensities], -1, -3)
+
+
+@cache
+def _walks(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How each of the eight turned squares goes through its image: rows and columns ``(8, 3)`` of its corner, a step down, a step right."""
+    walks = []
+    for axis in np.indices((2, 2)):  # what happens to a square of 2 x 2 says it for all
+        corners = np.array([turned(axis, which).flat[:3] for which in range(8)])
+        down, right = corners[:, 2] - corners[:, 0], corners[:, 1] - corners[:, 0]
+        walks.append(np.stack([corners[:, 0] * (size - 1), down, right], axis=1))
+    rows, columns = walks
+    return rows, columns
 
 
 def turned(patch: NDArray[Any], which: int) -> NDArray[Any]:

@@ -22,9 +22,10 @@ from dn_core.network_config import BlockKind, NetworkConfig
 from dn_core.networks import DnResNet, insert_block, replace_block
 from dn_core.safe_write import replaced_file
 from dn_core.training.bank import Bank, load_bank
-from dn_core.training.fit import TrainProgress, fit
+from dn_core.training.fit import TrainProgress, check_trainable, fit
 from dn_core.training.recipes import Recipe, load_recipe
 from dn_core.training.run import differences
+from dn_core.training.workers import ALONE
 
 __all__ = ["Stage", "StageState", "plan_stages", "train", "train_stages"]
 
@@ -133,6 +134,7 @@ def train_stages(
     if recipe.plan == "once":
         yield from fit(recipe, bank, out, allow=allow, first=None if start is None else start.network(), **options)
         return
+    check_trainable(recipe, bank, options.get("device", "cpu"), options.get("workers", ALONE))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     stages = plan_stages(recipe)
@@ -150,7 +152,8 @@ def train_stages(
             stage=stage.number,
             first=stage.first_network(previous, recipe),
             enough=state.enough(recipe),
-            allow=allow,
+            # To the last stage its phases are what `last_phases` are to the recipe.
+            allow=(*allow, "recipe.phases") if "recipe.last_phases" in allow and stage is stages[-1] else allow,
             **options,
         )
         with contextlib.closing(run):

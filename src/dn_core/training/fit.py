@@ -19,10 +19,10 @@ from dn_core.noise import noise_from_dict
 from dn_core.training.bank import Bank
 from dn_core.training.material import CleanImages
 from dn_core.training.recipes import Recipe
-from dn_core.training.run import Run, arrays_of
+from dn_core.training.run import Run, arrays_of, check_steps
 from dn_core.training.workers import ALONE, Workers
 
-__all__ = ["REPORT_STEPS", "STATE_FILE", "TrainProgress", "alone_in", "fit", "resumed_steps"]
+__all__ = ["REPORT_STEPS", "STATE_FILE", "TrainProgress", "alone_in", "check_trainable", "fit", "resumed_steps"]
 
 STATE_FILE = "state.safetensors"
 LOCK_FILE = "training.lock"
@@ -100,16 +100,7 @@ def fit(
         When the loss or its gradient is not finite for the second time; the last good state stays. The first time, the run goes on from
         there at half the learning rate, with a RuntimeWarning.
     """
-    choose_device(device)
-    largest = recipe.largest_patch
-    if (smallest := min(min(image.shape) for image in bank.images)) < largest:
-        raise ValueError(
-            f"the smallest image has a side of {smallest} pixels; at least the patch, {largest}, is expected. Use larger images."
-        )
-    for phase in recipe.phases:
-        workers.share(phase.batch)
-    if recipe.network.planes_in != 1:
-        raise ValueError(f"the network takes {recipe.network.planes_in} planes; training takes single planes. Set planes_in to 1.")
+    check_trainable(recipe, bank, device, workers)
     material = CleanImages(bank, noise_from_dict(recipe.noise))
     run = Run(recipe, material, device, precision, stage=stage, first=first, workers=workers)
     folder = Path(out)
@@ -121,6 +112,25 @@ def fit(
     yield TrainProgress(
         run.step, recipe.steps, run.epoch, run.loss, 0.0, run.megapixels, 0.0, 0.0, run.score(), path, epoch_loss=run.epoch_loss
     )
+
+
+def check_trainable(recipe: Recipe, bank: Bank, device: str = "cpu", workers: Workers = ALONE) -> None:
+    """Refuse what cannot be trained to its end, in any phase of any stage.
+
+    Raises
+    ------
+    ValueError, MemoryError
+        As `fit`.
+    """
+    choose_device(device)
+    largest = recipe.largest_patch
+    if (smallest := min(min(image.shape) for image in bank.images)) < largest:
+        raise ValueError(
+            f"the smallest image has a side of {smallest} pixels; at least the patch, {largest}, is expected. Use larger images."
+        )
+    if recipe.network.planes_in != 1:
+        raise ValueError(f"the network takes {recipe.network.planes_in} planes; training takes single planes. Set planes_in to 1.")
+    check_steps(recipe, workers, device)
 
 
 def resumed_steps(

@@ -46,9 +46,10 @@ class Muon(Optimizer):
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - momentum)
-        directions = torch.stack(torch._foreach_lerp(gradients, momenta, momentum)).flatten(2)
-        scale = 0.2 * math.sqrt(max(directions.shape[1:]))
-        changes = _orthogonal(directions).reshape(len(parameters), *parameters[0].shape)
+        # Channels last, as the weights lie in memory; for the matrices any order of columns will do.
+        directions = torch.stack([each.permute(0, 2, 3, 1) for each in torch._foreach_lerp(gradients, momenta, momentum)])
+        changes = _orthogonal(directions.flatten(2)).view_as(directions).permute(0, 1, 4, 2, 3)
+        scale = 0.2 * math.sqrt(max(directions.shape[1], directions.shape[2:].numel()))
         torch._foreach_add_(parameters, changes.unbind(), alpha=-lr * scale)
 
 

@@ -134,9 +134,14 @@ class Recipe:
         return sum(phase.steps for phase in self.phases)
 
     @property
+    def all_phases(self) -> tuple[Phase, ...]:
+        """Those of every stage."""
+        return (*self.phases, *self.last_phases)
+
+    @property
     def largest_patch(self) -> int:
         """The side that images must have at least."""
-        return max(phase.patch for phase in (*self.phases, *self.last_phases))
+        return max(phase.patch for phase in self.all_phases)
 
     def phase_at(self, step: int) -> Phase:
         """The phase that `step` (from 0) belongs to."""
@@ -161,7 +166,8 @@ class Recipe:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps is {steps!r}; a whole number of 1 or more is expected. Change steps.")
         factor = steps / self.steps
-        return replace(self, phases=_scaled(self.phases, factor), last_phases=_scaled(self.last_phases, factor))
+        last = _scaled(self.last_phases, factor) or tuple(replace(phase, steps=1) for phase in self.last_phases[:1])
+        return replace(self, phases=_scaled(self.phases, factor), last_phases=last)
 
 
 def _scaled(phases: tuple[Phase, ...], factor: float) -> tuple[Phase, ...]:

@@ -29,7 +29,7 @@ from dn_core.training.optimizers import build_optimizers
 from dn_core.training.recipes import Recipe
 from dn_core.training.workers import ALONE, Workers
 
-__all__ = ["STATE_KEY", "Run", "arrays_of", "bfloat16_helps", "differences"]
+__all__ = ["STATE_KEY", "Run", "arrays_of", "bfloat16_helps", "check_steps", "differences"]
 
 STATE_KEY = "dn_resnet_training"
 COUNTERS = ("step", "loss", "megapixels", "epoch_loss", "epoch_sum", "rate")
@@ -66,7 +66,7 @@ class Run:
             raise ValueError(f"precision is {precision!r}; 'auto', 'bfloat16' or 'float32' is expected. Change precision.")
         if precision == "auto":
             precision = "bfloat16" if workers.all_true(bfloat16_helps(device), torch.device(device)) else "float32"
-        _check_memory(recipe, workers, device)
+        check_steps(recipe, workers, device)
         self.recipe, self.material, self.precision, self.keep_best, self.workers = recipe, material, precision, keep_best, workers
         self.device = torch.device(device)
         self.stage, self.step, self.loss, self.megapixels = stage, 0, math.nan, 0.0
@@ -127,7 +127,7 @@ class Run:
                 group["lr"] = rate * factor
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        # Both looked at together: a GPU is waited for once.
+        # Both looked at together: one wait for a GPU.
         own_value, squared = torch.stack([loss.detach(), self._squared_gradient()]).tolist()
         value = self.workers.mean(own_value, self.device)
         self._check_finite("loss", value)
@@ -272,21 +272,23 @@ def arrays_of(weights: dict[str, Tensor]) -> dict[str, NDArray[np.float32]]:
     return {name: value.to("cpu", torch.float32).contiguous().numpy() for name, value in weights.items()}
 
 
+def check_steps(recipe: Recipe, workers: Workers, device: str) -> None:
+    """Refuse batches that the workers cannot share evenly (ValueError), and steps that do not fit into memory (MemoryError)."""
+    for phase in recipe.all_phases:
+        share = workers.share(phase.batch)
+        if not device.startswith("cuda"):  # torch says by itself when a GPU is full
+            values = share * phase.patch**2 * recipe.network.training_values
+            what = f"a step of {phase.batch} patches of {phase.patch} pixels"
+            check_memory(what, 4 * values, available_memory(), "Use a smaller batch or patch in the recipe, or more workers.")
+
+
 def differences(mine: dict[str, Any], theirs: dict[str, Any], allow: tuple[str, ...]) -> list[str]:
     """What keeps two trainings from being the same, in words, but for the settings named in `allow`."""
     flat_mine = {**mine, **{f"recipe.{key}": value for key, value in mine["recipe"].items()}}
     flat_theirs = {**theirs, **{f"recipe.{key}": value for key, value in theirs.get("recipe", {}).items()}}
-    names = [name for name in flat_mine if name != "recipe" and name not in allow and flat_mine[name] != flat_theirs.get(name)]
-    return [f"{name}: {str(flat_theirs.get(name))[:60]} there, {str(flat_mine[name])[:60]} here" for name in names]
-
-
-def _check_memory(recipe: Recipe, workers: Workers, device: str) -> None:
-    if device.startswith("cuda"):  # torch says by itself when a GPU is full
-        return
-    for phase in recipe.phases:
-        values = workers.share(phase.batch) * phase.patch**2 * recipe.network.training_values
-        what = f"a step of {phase.batch} patches of {phase.patch} pixels"
-        check_memory(what, 4 * values, available_memory(), "Use a smaller batch or patch in the recipe, or more workers.")
+    names = [*flat_mine, *(name for name in flat_theirs if name.startswith("recipe.") and name not in flat_mine)]
+    names = [name for name in names if name != "recipe" and name not in allow and flat_mine.get(name) != flat_theirs.get(name)]
+    return [f"{name}: {str(flat_theirs.get(name))[:60]} there, {str(flat_mine.get(name))[:60]} here" for name in names]
 
 
 def _loss(recipe: Recipe, denoised: Tensor, clean: Tensor, std: Tensor) -> Tensor:
