@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from dn_core import denoise
 from dn_core import train as front_door_train
 from dn_core.checkpoints import load_checkpoint, read_tensors, write_tensors
 from dn_core.inference.denoise import load_model
+from dn_core.losses import EdgeKind
 from dn_core.network_config import NetworkConfig, half_resolution_config, paper_config
 from dn_core.networks import DnResNet
 from dn_core.noise import noise_from_dict, paper_mixture
@@ -344,6 +346,11 @@ def test_the_papers_levels_are_there():
     mixture = paper_mixture()
     expected = [type(model)(level) for model in mixture.models for level in (getattr(model, "sigma", None) or model.peak).values]
     assert sorted(map(repr, noises)) == sorted(map(repr, expected))
+
+
+@pytest.mark.parametrize("loss", ["mse", *get_args(EdgeKind)])
+def test_a_recipe_may_have_any_loss_there_is(loss):
+    assert change(loss=loss).loss == loss
 
 
 def test_there_are_recipes():
