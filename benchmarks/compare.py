@@ -77,6 +77,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page")
     parser.add_argument("--ladder", type=Path, default=ROOT / "docs" / "ladder.png", help="the picture of speed against quality")
     parser.add_argument("--json", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--earlier", type=Path, metavar="JSON", help="take other parts from an earlier run's figures, of the same machine")
     parser.add_argument("--quick", action="store_true", help="fewer images, levels and repeats: to try the script")
     parser.add_argument("--limit", type=int, help="only the first images of each set")
     options = parser.parse_args(arguments)
@@ -102,6 +103,16 @@ def command_of(options: argparse.Namespace) -> str:
     return f"{command} --limit {options.limit}" if options.limit else command
 
 
+def parts_of(earlier: Path, machine: dict[str, Any], measured: list[str]) -> dict[str, Any]:
+    """What an earlier run's figures have beyond the parts to measure now; of the same machine and versions only."""
+    found: dict[str, Any] = json.loads(earlier.read_text(encoding="utf-8"))
+    for name in ("cpu", "cores", "system", "versions"):
+        if found["machine"][name] != machine[name]:
+            raise ValueError(f"{earlier} is of {name} {found['machine'][name]}; {machine[name]} is here. Measure all parts.")
+    parts = [part for part in PARTS if found.get(part) and part not in measured]
+    return {**{part: found[part] for part in parts}, "earlier": {"date": found["date"], "parts": parts}}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, then write the page."""
     options = read_options(arguments)
@@ -109,6 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, Any] = {"command": command_of(options), "date": datetime.date.today().isoformat()}
     results["short"] = options.quick or options.limit is not None
     results["machine"] = {**describe_machine(), "load_before": load_average()}
+    results |= parts_of(options.earlier, results["machine"], options.parts) if options.earlier else {}
     measure: dict[str, Callable[[argparse.Namespace], Any]] = {
         "speed": measure_speed,
         "cold": measure_cold,
@@ -126,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.output.write_text(page, encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    if {"quality", "speed"} <= set(options.parts):
+    if results.get("quality") and results.get("speed"):
         draw_ladder(results, options.ladder)
     print(closing(results))
     say(f"wrote {options.output} in {results['seconds']:.0f} s")

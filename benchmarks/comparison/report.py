@@ -56,9 +56,15 @@ Written by `{results["command"]}` (see `benchmarks/README.md`); not edited by ha
 * date: {results["date"]}, in {results["seconds"] / 60:.1f} minutes
 * CPU: {machine["cpu"]}, {machine["cores"]} cores; flags that matter: {" ".join(machine["flags"]) or "none known"}
 * load average of the last minute: {machine["load_before"]} before, {machine["load_after"]} after
-* {machine["system"]}; {", ".join(f"{name} {version}" for name, version in machine["versions"].items())}
+* {machine["system"]}; {", ".join(f"{name} {version}" for name, version in machine["versions"].items())}{earlier_note(results)}
 
 Times depend on the machine and on what else it does: read the ratios.{quick_note(results)}"""
+
+
+def earlier_note(results: dict[str, Any]) -> str:
+    """Which parts are not of this run."""
+    earlier = results.get("earlier")
+    return f"\n* from a run before, {earlier['date']}, on the same machine: {', '.join(earlier['parts'])}" if earlier else ""
 
 
 def quick_note(results: dict[str, Any]) -> str:

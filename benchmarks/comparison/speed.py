@@ -93,7 +93,7 @@ def own_in_torch(name: str) -> Method:
 
 def measure_speed(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Milliseconds of each variant, interleaved, in a process of its own so that torch has its usual allocator."""
-    return in_fresh_process(time_variants, options.models, options.peers, 3 if options.quick else 5)
+    return in_fresh_process(time_variants, options.models, options.peers, 3 if options.quick else 15)
 
 
 def time_variants(models: list[str], peers_folder: Path, rounds: int) -> list[dict[str, Any]]:

@@ -128,3 +128,12 @@ def test_a_short_run_writes_the_page(peers, data_folder, tmp_path, capsys):
     for row in found["peers"]:
         assert row["measured"] == pytest.approx(row["expected"], abs=part("comparison.quality").TOLERANCE), row
     assert "figures are reproduced" in capsys.readouterr().out
+    again = [*options[:3], "--parts", "cold", "--earlier", str(figures), "--output", str(page)]
+    assert part("compare").main(again) == 0
+    assert "on the same machine: quality" in page.read_text("utf-8")
+    assert "| BM3D (published) | 32.37 / - |" in page.read_text("utf-8")
+    changed = json.loads(figures.read_text("utf-8"))
+    changed["machine"]["cpu"] = "another"
+    figures.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="is of cpu another"):
+        part("compare").main(again)
