@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container, Label, ProgressBar
 from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtWidgets import QSizePolicy
 
 from napari_dnresnet.jobs import Job, sentence
 from napari_dnresnet.preview import is_preview
@@ -35,8 +36,11 @@ class Dock(Container):
         """Put widgets below each other; labels wrap their words, which can be copied."""
         self.extend(widgets)
         for widget in widgets:
+            if isinstance(widget, (Container, Label, ProgressBar)):  # has no name, and so the whole width
+                widget.native.parentWidget().layout().itemAt(0).widget().hide()
             if isinstance(widget, Label):
                 widget.native.setWordWrap(True)
+                widget.native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
                 widget.native.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
 
     def _layers(self, widget: Any = None) -> list[tuple[str, Image]]:

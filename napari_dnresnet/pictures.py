@@ -17,11 +17,11 @@ MARGIN = 22
 
 
 class Curve(QWidget):
-    """Points of a score over steps, with a dashed line at a value to beat, if there is one."""
+    """Points of `what`, a score or a loss, over steps, with a dashed line at a value to beat, if there is one."""
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, what: str) -> None:
         super().__init__()
-        self.unit, self.points, self.beat = unit, list[tuple[float, float]](), float("nan")
+        self.unit, self.what, self.points, self.beat = unit, what, list[tuple[float, float]](), float("nan")
         self.setMinimumHeight(70)
 
     def clear(self) -> None:
@@ -47,7 +47,7 @@ class Curve(QWidget):
         painter.setPen(text)
         area = QRectF(self.rect()).adjusted(MARGIN * 2, 6, -8, -MARGIN)
         if not self.points:
-            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, "the score appears here")
+            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, f"the {self.what} appears here")
             return
         steps, values = np.array(self.points).T
         all_values = [*values, self.beat] if math.isfinite(self.beat) else list(values)

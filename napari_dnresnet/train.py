@@ -66,7 +66,7 @@ class TrainWidget(Dock):
             side_by_side(self.begin, self.pause, self.stop),
             *(self.bar, self.status, self.use),
         )
-        self.curve, self.losses, self.crops = Curve("dB; dashed: the start"), Curve("loss"), Crops()
+        self.curve, self.losses, self.crops = Curve("dB; dashed: the start", "score"), Curve("loss", "loss"), Crops()
         for picture in (self.curve, self.losses, self.crops):
             self.native.layout().addWidget(picture)
         self._paused, self._finished, self._name, self._told_error = False, "", "", ""
