@@ -138,7 +138,8 @@ class Run:
         self._average_weights()
         self.step += 1
         self.megapixels += clean.numel() * self.workers.size / 1e6
-        self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
+        # At first the mean of all steps, then a running one: a lucky first step would weigh for long.
+        self.loss = value if math.isnan(self.loss) else self.loss + (value - self.loss) * max(0.01, 1 / self.step)
         self.epoch_sum += value
         if self.epoch_ends:
             mean = self.epoch_sum / ((self.step - 1) % self.recipe.epoch + 1)
