@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,10 +66,12 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: int, cpus: int) -> None:
         self.folder, self.network, self.started, self.cpus = folder, Network(), [], cpus
-        home, absent, small_disk = (folder / name for name in ("home", "absent", "small-disk"))
-        for path in (home, absent, small_disk):
+        home, absent = folder / "home", folder / "absent"
+        for path in (home, absent):
             path.mkdir(parents=True)
-        self.small_disk = small_disk if self.resize_disk("") else None
+        # Not in pytest's folders: it could not remove a disk that a killed run has left there.
+        self._disk = Path(tempfile.mkdtemp(prefix="dn-small-disk-"))
+        self.small_disk = self._disk if self.resize_disk("") else None
         self.absent = absent if self._without([absent]) else None
         self.sessions = Path(f"/tmp/dn-ray-{os.getpid()}")  # sockets have short names only
         self.environment = {
@@ -105,7 +108,7 @@ class Cluster:
 
     def resize_disk(self, options: str) -> bool:
         """Mount the small disk, or with the option "remount" change its size; whether that may be done."""
-        command = ["mount", "-t", "tmpfs", "-o", options or "size=4m", "tmpfs", str(self.folder / "small-disk")]
+        command = ["mount", "-t", "tmpfs", "-o", options or "size=4m", "tmpfs", str(self._disk)]
         return subprocess.run(command, capture_output=True).returncode == 0
 
     def address(self, number: int) -> str:
@@ -187,6 +190,7 @@ class Cluster:
         self.network.close()
         if self.small_disk is not None:
             subprocess.run(["umount", "--lazy", self.small_disk], check=True)
+        self._disk.rmdir()
         shutil.rmtree(self.sessions, ignore_errors=True)
         note = Path("/tmp/ray/ray_current_cluster")  # where programs without an address look for a cluster
         if note.is_file() and note.read_text().strip() == f"{HEAD}:{PORT}":
