@@ -14,7 +14,7 @@ import numpy as np
 import dn_core
 from comparison.methods import camera, load_peers
 from comparison.processes import in_fresh_process, say, temporary_folder
-from comparison.speed import Variant, engine_of, prepare
+from comparison.speed import Variant, engine_of, prepare, variants
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
         say("memory: measured on Linux only")
         return {}
     default = options.models[0]
-    listed = [Variant(default, "dn_core", "default"), Variant(default, "dn_core"), Variant(default, "torch")]
+    listed = [variant for variant in variants([default]) if variant.name == default] + [Variant(default, "torch")]
     found: dict[str, Any] = {"model": default, "start": in_fresh_process(start_memory), "images": []}
     for variant in listed:
         say(f"memory: {variant.key}")
@@ -54,7 +54,8 @@ def start_memory() -> dict[str, float]:
 def image_memory(variant: Variant, peers_folder: Path, side: int) -> float:
     """Peak while one square 8-bit image is denoised."""
     image = camera(side)
-    prepare(variant, load_peers(peers_folder), image.shape)(image)
+    peers = {} if variant.computed_by == "dn_core" else load_peers(peers_folder)
+    prepare(variant, peers, image.shape)(image)
     return megabytes("VmHWM")
 
 

@@ -7,13 +7,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import dn_core
-from dn_core.evaluation.peers import Peer, load_peer
+
+if TYPE_CHECKING:
+    from dn_core.evaluation.peers import Peer
 
 SIGMAS = (15, 25, 50)
 PEAKS = (1, 2, 4, 8)
@@ -34,6 +36,8 @@ Method = Callable[[Image, float], Image]
 
 def load_peers(folder: Path) -> dict[str, Peer]:
     """The peers of a folder with peers.json, by name."""
+    from dn_core.evaluation.peers import load_peer  # brings torch, which our own models do not need
+
     return {name: load_peer(folder / facts["file"]) for name, facts in peer_facts(folder).items()}
 
 

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, computed by an interpreter that has loaded nothing else."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    """The function's result, computed by an interpreter that has loaded nothing but the function's own module."""
+    with temporary_folder() as folder:
+        (folder / "call").write_bytes(pickle.dumps((function, arguments)))
+        subprocess.run([sys.executable, "-c", CALL, str(folder), *sys.path], check=True)
+        return pickle.loads((folder / "result").read_bytes())
+
+
+CALL = """
+import pathlib, pickle, sys
+folder, sys.path = pathlib.Path(sys.argv[1]), sys.argv[2:]
+function, arguments = pickle.loads((folder / "call").read_bytes())
+(folder / "result").write_bytes(pickle.dumps(function(*arguments)))
+"""
 
 
 def timed_child(code: str, *arguments: str, folder: Path) -> tuple[float, str]:

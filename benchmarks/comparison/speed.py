@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ from comparison.methods import (
     total_variation,
 )
 from comparison.processes import in_fresh_process, say, temporary_folder, timed_child
-from dn_core.evaluation.peers import Peer, PeerMethod
+
+if TYPE_CHECKING:
+    from dn_core.evaluation.peers import Peer
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,12 @@ def prepare(variant: Variant, peers: dict[str, Peer], shape: tuple[int, int]) ->
         method = {"NLM": non_local_means, "TV": total_variation}[variant.name]
     elif variant.computed_by == "OpenVINO":
         method = peer_in_openvino(peers[variant.name], shape, {"float32": "f32", "bfloat16": "bf16"}[variant.precision])
+    elif variant.name in peers:
+        from dn_core.evaluation.peers import PeerMethod
+
+        method = PeerMethod(peers[variant.name], channels_last=False)
     else:
-        method = PeerMethod(peers[variant.name], channels_last=False) if variant.name in peers else own_in_torch(variant.name)
+        method = own_in_torch(variant.name)
 
     def run(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         clean = method(image.astype(np.float32) / np.float32(255), 25 / 255)
