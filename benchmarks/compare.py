@@ -99,6 +99,7 @@ def command_of(options: argparse.Namespace) -> str:
         command += f" --models {' '.join(Path(name).name for name in options.models)}"
     if options.parts != list(PARTS):
         command += f" --parts {','.join(options.parts)}"
+    command += " --earlier JSON" if options.earlier else ""
     command += " --quick" if options.quick else ""
     return f"{command} --limit {options.limit}" if options.limit else command
 
@@ -110,7 +111,7 @@ def parts_of(earlier: Path, machine: dict[str, Any], measured: list[str]) -> dic
         if found["machine"][name] != machine[name]:
             raise ValueError(f"{earlier} is of {name} {found['machine'][name]}; {machine[name]} is here. Measure all parts.")
     parts = [part for part in PARTS if found.get(part) and part not in measured]
-    return {**{part: found[part] for part in parts}, "earlier": {"date": found["date"], "parts": parts}}
+    return {**{part: found[part] for part in parts}, "earlier": {"date": found["date"], "parts": parts}, "short": found["short"]}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,9 +119,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = read_options(arguments)
     began = time.perf_counter()
     results: dict[str, Any] = {"command": command_of(options), "date": datetime.date.today().isoformat()}
-    results["short"] = options.quick or options.limit is not None
     results["machine"] = {**describe_machine(), "load_before": load_average()}
     results |= parts_of(options.earlier, results["machine"], options.parts) if options.earlier else {}
+    results["short"] = results.get("short", False) or options.quick or options.limit is not None
     measure: dict[str, Callable[[argparse.Namespace], Any]] = {
         "speed": measure_speed,
         "cold": measure_cold,

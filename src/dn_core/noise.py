@@ -236,7 +236,7 @@ class Mixture:
         """Spoil clean images ``(N, 1, H, W)`` in 0..1."""
         shares = torch.tensor(self.shares or (1.0,) * len(self.models), dtype=torch.float32, device=generator.device)
         chosen = torch.multinomial(shares, clean.shape[0], replacement=True, generator=generator)
-        counts = torch.bincount(chosen, minlength=len(self.models)).tolist()  # the only wait for a GPU
+        counts = torch.bincount(chosen, minlength=len(self.models)).tolist()  # one wait for a GPU, not one for each model
         image, std = torch.empty_like(clean), torch.empty_like(clean)
         for model, mine in zip(self.models, torch.split(chosen.argsort(stable=True).to(clean.device), counts), strict=True):
             if len(mine):

@@ -128,8 +128,10 @@ def test_a_short_run_writes_the_page(peers, data_folder, tmp_path, capsys):
     for row in found["peers"]:
         assert row["measured"] == pytest.approx(row["expected"], abs=part("comparison.quality").TOLERANCE), row
     assert "figures are reproduced" in capsys.readouterr().out
-    again = [*options[:3], "--parts", "cold", "--earlier", str(figures), "--output", str(page)]
+    again = [*options[:2], "--parts", "cold", "--earlier", str(figures), "--output", str(page)]
     assert part("compare").main(again) == 0
+    assert "--parts cold --earlier JSON`" in page.read_text("utf-8")
+    assert "**A short run" in page.read_text("utf-8")  # the earlier one was
     assert "on the same machine: quality" in page.read_text("utf-8")
     assert "| BM3D (published) | 32.37 / - |" in page.read_text("utf-8")
     changed = json.loads(figures.read_text("utf-8"))
