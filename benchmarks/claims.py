@@ -19,7 +19,7 @@ import torch
 from page import put_into
 
 from dn_core.evaluation.measure import OwnMethod, Score, evaluate, paper_levels, read_images
-from dn_core.network_config import NetworkConfig, paper_config
+from dn_core.network_config import BlockStart, NetworkConfig, paper_config
 from dn_core.networks import DnResNet, count_parameters
 from dn_core.safe_write import replaced_file
 from dn_core.training.bank import Bank, load_bank
@@ -41,8 +41,18 @@ TITLES = {
     "edge-b": "one-shot, edge-b",
     "edge-a-linear": "one-shot, edge-a not squared",
     "evolve": "DS by evolution, from the one-shot network",
+    "evolve-paper": "DS by evolution, new blocks N(0, 0.001), from the same network",
     "evolve-once": "DS by one replacement, from the same network",
+    "once-noise-out": "one-shot, noise out and centred",
+    "cascade-noise-out": "cascade, noise out and centred",
 }
+AGAINST = {
+    "once": "",
+    "evolve": "evolve-once",
+    "evolve-paper": "evolve-once",
+    "cascade-noise-out": "once-noise-out",
+}
+"""What a variant is compared with, where that is not ``"once"``."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +74,15 @@ def recipe_for(variant: str, seed: int, steps: int, batch: int, folder: Path) ->
     base = replace(base, phases=(Phase(steps, batch, PATCH),))
     separable = paper_config(layers=13, block="separable")
     budget = steps * weights(base.network)
+    new_blocks: BlockStart = "paper" if variant.endswith("-paper") else "identity"
+    if variant.endswith("-noise-out"):
+        base = replace(base, network=paper_config(layers=13, residual=True, centred=True))
     if variant.startswith("cascade"):
-        recipe = replace(base, plan="cascade", new_blocks="paper" if variant == "cascade-paper" else "identity")
+        recipe = replace(base, plan="cascade", new_blocks=new_blocks)
     elif variant.startswith("evolve"):
         start = str(folder / f"once-{seed}" / "once.safetensors")
-        recipe = replace(base, plan=variant, network=separable, start=start, lr=EVOLUTION_RATE)
+        plan = variant.removesuffix("-paper")
+        recipe = replace(base, plan=plan, network=separable, start=start, lr=EVOLUTION_RATE, new_blocks=new_blocks)
         budget *= EVOLUTION_SHARE
     else:
         return replace(base, loss=variant if variant.startswith("edge") else "mse")
@@ -113,7 +127,7 @@ def table(rows: list[Row], test: Path, steps: int, batch: int) -> str:
         by_variant[row.variant][row.seed] = row
     lines = ["| | PSNR, 16 levels | SSIM, 16 levels | PSNR, sigma 25 | against | dB | SSIM |", "| --- " * 7 + "|"]
     for variant, found in by_variant.items():
-        other = {"once": "", "evolve": "evolve-once", "evolve-once": "once"}.get(variant, "once")
+        other = AGAINST.get(variant, "once")
         cells = [TITLES[variant], *(spread([getattr(row, name) for row in found.values()], digits) for name, digits in COLUMNS)]
         cells.append(TITLES[other] if other else "")
         for name, digits in COLUMNS[:2]:

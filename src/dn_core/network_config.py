@@ -164,15 +164,17 @@ class NetworkConfig:
             raise ValueError(f"the network's settings cannot be read ({error}); write them as NetworkConfig.as_dict does.") from error
 
 
-def paper_config(layers: int = 13, *, block: BlockKind = "full") -> NetworkConfig:
+def paper_config(layers: int = 13, *, block: BlockKind = "full", residual: bool = False, centred: bool = False) -> NetworkConfig:
     """The paper's DN-ResNet with 3, 5, .. `layers` layers (section 3.1), or its DS-DN-ResNet (section 3.2).
+
+    With `residual` and `centred` it has the same layers, weights and multiplications, but predicts the noise of an image without its mean.
 
     >>> paper_config(13).halo
     18
     """
     if layers < 3 or layers % 2 == 0:
         raise ValueError(f"layers is {layers}; 3, 5, 7, .. is expected, as each ResBlock adds two. Change layers.")
-    return NetworkConfig(blocks=(block,) * ((layers - 3) // 2))
+    return NetworkConfig(blocks=(block,) * ((layers - 3) // 2), residual=residual, centred=centred)
 
 
 def half_resolution_config(channels: int = 64, blocks: int = 4, *, noise_map: bool = False) -> NetworkConfig:

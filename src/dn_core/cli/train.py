@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +44,7 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder of clean images.")],
     out: Annotated[Path, typer.Option(help="Folder for the model and the state to resume from.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Scale the recipe to this many steps a stage, a longer last one alike.")] = None,
+    start: Annotated[str | None, typer.Option(help="A model, by name or file, to begin with instead of the recipe's start.")] = None,
     device: Device = "cpu",
     threads: Threads = 1,
     allow: Allow = None,
@@ -60,6 +61,7 @@ def train(
 
         loaded = load_recipe(recipe)
         loaded = loaded if steps is None else loaded.with_steps(steps)
+        loaded = loaded if start is None else replace(loaded, start=start)
         bank = load_bank(data, smallest=loaded.largest_patch, skip_bad=skip_bad)
         for item in bank.skipped:
             say(f"skipped {item.path}: {item.reason}")
