@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from toy import PICTURES, events, write_images, write_recipe
 
+from dn_core.training.recipes import recipe_names
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -76,6 +78,12 @@ def test_another_recipe_under_an_old_name_is_refused(here, place):
 def test_a_recipe_of_the_other_script_is_refused(place):
     assert "error: the plan of" in (said := script("evolve", place, code=1))
     assert "Use cascade.py for it" in said
+
+
+def test_a_family_is_all_shipped_recipes_each_with_a_run_of_its_own(place):
+    command = (ROOT / "distributed" / "family.py", "--data", place / "images", "--storage", place / "family", "--status")
+    lines = [line.split() for line in run(*command).splitlines()]
+    assert [line[:2] for line in lines[1:]] == [[name, "missing"] for name in recipe_names()]
 
 
 def test_a_missing_folder_is_named(place):

@@ -14,12 +14,13 @@ from PIL import Image
 from skimage import data
 
 from dn_core.checkpoints import load_checkpoint
+from dn_core.models import registry
 from dn_core.network_config import paper_config
 from dn_core.networks import DnResNet
 from dn_core.training.bank import Bank
 from dn_core.training.cascade import Stage, plan_stages, train, train_stages
 from dn_core.training.fit import TrainProgress
-from dn_core.training.recipes import Phase, Recipe
+from dn_core.training.recipes import Phase, Recipe, load_recipe, recipe_names
 from dn_core.training.workers import Workers
 
 GAUSSIAN = ({"kind": "gaussian", "sigma": 25},)
@@ -172,6 +173,13 @@ def test_evolution_needs_a_trained_network_of_full_blocks(bank, grown, tmp_path)
         dataclasses.replace(CASCADE, start="dn-fast")
     with pytest.raises(ValueError, match="network with full blocks .9 layers. is expected"):
         train(dataclasses.replace(evolve(grown), network=paper_config(9, block="separable")), bank, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).plan.startswith("evolve")])
+def test_a_shipped_evolution_can_begin_with_the_model_that_it_names(name):
+    recipe = load_recipe(name)
+    full = ("full",) * len(recipe.network.blocks)
+    assert registry.load(recipe.start).config == dataclasses.replace(recipe.network, blocks=full)
 
 
 TOY = """

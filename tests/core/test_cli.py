@@ -807,6 +807,20 @@ def test_another_training_in_the_folder_is_refused_unless_allowed(to_train_on, t
     assert load_checkpoint(tmp_path / "run" / "own.safetensors").card.training["steps"] == 4
 
 
+def test_a_training_begins_with_the_model_given(to_train_on, tmp_path):
+    command = ("train", recipe_of(tmp_path, 1), "--data", to_train_on, "--out")
+    first, second = (tmp_path / name / "own.safetensors" for name in ("first", "second"))
+    assert invoke(*command, first.parent, "--steps", "200").exit_code == 0
+    assert invoke(*command, second.parent, "--start", first).exit_code == 0
+    cards = [load_checkpoint(path).card for path in (first, second)]
+    assert cards[1].recipe["start"] == str(first)
+    assert cards[1].training["steps"] == 1
+    assert cards[1].scores["held_out_psnr"] == pytest.approx(cards[0].scores["held_out_psnr"], abs=1)
+    refused = invoke(*command, tmp_path / "third", "--start", "dn-fats")
+    assert refused.exit_code == 1
+    assert "dn-fast" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [

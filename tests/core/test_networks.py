@@ -33,6 +33,13 @@ def test_paper_networks_have_the_papers_multiplications():
     assert count_parameters(separable) == 63_744
 
 
+def test_a_paper_network_that_predicts_the_noise_has_the_same_weights_and_work():
+    plain, noise_out = (paper_config(13, residual=noise_out, centred=noise_out) for noise_out in (False, True))
+    assert plain.weight_shapes() == noise_out.weight_shapes()
+    assert (noise_out.residual, noise_out.centred) == (True, True)
+    assert (plain.residual, plain.centred) == (False, False)
+
+
 def test_half_resolution_network_has_a_quarter_of_the_multiplications():
     network = DnResNet(half_resolution_config())
     assert count_parameters(network) == 299_520
