@@ -1,6 +1,6 @@
 """Make a trained network's blocks depthwise-separable, one by one, on a cluster with Ray or in this process (the paper's section 3.2).
 
-ray job submit --working-dir . -- python distributed/evolve.py paper-ds --data /data/images --storage /data/runs --workers 4 --gpus 1
+ray job submit --working-dir . -- python distributed/evolve.py ds-dn-resnet-13 --data /data/images --storage /data/runs --workers 4 --gpus 1
 """
 
 from dn_cluster.command import run_script

