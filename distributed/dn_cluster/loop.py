@@ -130,7 +130,7 @@ def _publish(folder: Path, job: Job, published: set[str]) -> None:
 
 
 def _report(folder: Path, step: TrainProgress, workers: Workers) -> None:
-    """Tell Ray how far it is; the first worker gives its files along."""
+    """Tell Ray how far it is; the first worker gives its files along, and waits until a run that is resumed would go on from them."""
     metrics = {
         **{"stage": step.stage, "stages": step.stages, "epoch": step.epoch, "step": step.done, "loss": step.epoch_loss, "lr": step.lr},
         **{"psnr": step.psnr, "megapixels": step.megapixels, "megapixels_per_second": step.megapixels_per_second},
@@ -144,3 +144,5 @@ def _report(folder: Path, step: TrainProgress, workers: Workers) -> None:
     with tempfile.TemporaryDirectory(prefix="dn-resnet-checkpoint-") as copy:
         shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock", ".part-*"))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(copy))
+    # Ray looks at reports when it likes; going on meanwhile, a short epoch more would be lost with a worker.
+    ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
