@@ -57,7 +57,7 @@ class Axes:
             )
         if not self.letters.isalpha() or self.letters.count("Y") != 1 or self.letters.count("X") != 1:
             raise ValueError(f"axes are {self.letters!r}; letters with one Y (rows) and one X (columns) are expected. Change the axes.")
-        if not self.letters.removesuffix("S").removesuffix("C").endswith("YX"):
+        if not self.letters.removesuffix("S").removesuffix("C").endswith(("YX", "XY")):
             raise ValueError(
                 f"axes are {self.letters!r}; Y and X are expected last, but for channels (C) or colours (S). Move the layer's axes first."
             )
@@ -66,15 +66,16 @@ class Axes:
     def channel_axis(self) -> int | None:
         """What `dn_core.denoise` must be told; None where it finds the planes by itself."""
         last = len(self.shape) - 1
-        if self.letters[-1] != "X":
+        if self.letters[-1] not in "YX":
             return last
         # Any axis before the planes says that the last one, of 3 or 4 pixels, is no colour.
         return 0 if last >= 2 and self.shape[-1] in (3, 4) else None
 
     @property
     def spatial(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.letters.index("Y"), self.letters.index("X")
+        """The axes of a plane, rows and columns, in the order in which they lie."""
+        first = min(self.letters.index("Y"), self.letters.index("X"))
+        return first, first + 1
 
     @property
     def alpha(self) -> bool:
@@ -88,8 +89,8 @@ class Axes:
             if letter not in "YX":
                 each = "alpha left alone" if letter == "S" and self.alpha else "each denoised on its own"
                 words.append(f"{letter}: {extent} {NAMES.get(letter, 'planes')}, {each}")
-        height, width = (self.shape[axis] for axis in self.spatial)
-        return "\n".join([*words, f"YX: planes of {height} x {width} pixels"])
+        first, last = self.spatial
+        return "\n".join([*words, f"{self.letters[first : last + 1]}: planes of {self.shape[first]} x {self.shape[last]} pixels"])
 
 
 def time_axes(layer: Image) -> tuple[int, ...]:

@@ -215,6 +215,17 @@ def test_the_axes_are_read_and_can_be_corrected(viewer, open_widget, wait):
     assert len(viewer.layers) == 1
 
 
+def test_columns_may_come_before_rows(viewer, open_widget, wait):
+    image = picture((3, 64, 128))
+    viewer.add_image(image, name="image", axis_labels=("t", "x", "y"))
+    widget = open_widget(NAME)
+    assert widget.axes.value == "TXY"
+    widget.preview_on.value = True
+    wait(lambda: widget.preview.layer is not None and not widget.preview.busy)
+    assert np.array_equal(widget.preview.layer.data, dn_core.denoise(image[1:2]))
+    assert np.array_equal(run(widget, wait).data, dn_core.denoise(image))
+
+
 def test_the_amount_is_a_blend_of_what_is_kept(viewer, open_widget, wait):
     image = picture((3, 60, 70))
     viewer.add_image(image, name="image")
