@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import data
 
 from dn_core.evaluation.peers import PeerMethod
 
@@ -139,3 +141,51 @@ def test_a_short_run_writes_the_page(peers, data_folder, tmp_path, capsys):
     figures.write_text(json.dumps(changed))
     with pytest.raises(ValueError, match="is of cpu another"):
         part("compare").main(again)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of photographs, and a page with the marks of each table."""
+    pixels = data.camera()
+    for number in range(3):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(pixels[100 * number : 100 * number + 96, :112]).save(tmp_path / "photos" / f"{number}.png")
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->\n" for name in ("layers", "claims")))
+    return tmp_path / "photos"
+
+
+def run_script(name, photos, *more):
+    """Run a benchmark on tiny images; the rows that it has put into the page."""
+    part("page")
+    page, out = photos.parent / "page.md", photos.parent / name
+    command = [sys.executable, FOLDER / f"{name}.py", "--photos", photos, "--test", photos, "--out", out, "--page", page, *more]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = page.read_text("utf-8").partition(f"<!-- {name}: begin -->")[2].partition(f"<!-- {name}: end -->")[0]
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows.splitlines() if row.startswith("|")][2:]
+
+
+@pytest.mark.slow
+def test_each_further_layer_and_blind_training_have_a_row(photos):
+    rows = run_script("layers", photos, "--steps", "3", "--processes", "1")
+    assert [row[0] for row in rows[:2] + rows[-3:]] == [
+        "3 layers",
+        "5 layers",
+        "13 layers",
+        "13 layers, one-shot",
+        "13 layers, one-shot, blind",
+    ]
+    assert [row[1] for row in rows] == ["57,184", "75,616", "94,048", "112,480", "130,912", "149,344", "149,344", "149,344"]
+    assert all(0 < float(row[2]) < 40 for row in rows)
+    assert [rows[0][3], rows[-1][3]] == ["29.86", "30.47"]
+
+
+@pytest.mark.slow
+def test_every_claim_has_a_row_against_what_it_is_compared_with(photos):
+    rows = run_script("claims", photos, "--seeds", "1", "--steps", "4", "--batch", "1")
+    claims = part("claims")
+    assert [row[0] for row in rows] == list(claims.TITLES.values())
+    scores = {row[0]: float(row[1]) for row in rows}
+    for row in rows[1:]:
+        assert float(row[5]) == pytest.approx(scores[row[0]] - scores[row[4]], abs=2e-3)
