@@ -1,6 +1,6 @@
 """The paper's table 1, and table 2's "blind", at one level of noise: what each ResBlock gains, and what not knowing the noise costs.
 
-``python benchmarks/layers.py --photos DIR --test DIR --out DIR`` trains a cascade from 3 to 13 layers for Gaussian noise of sigma 25, and at
+``python benchmarks/layers.py --photos DIR --test DIR --out DIR`` trains a cascade from 3 to 13 layers for Gaussian noise of sigma 25 and at
 the same cost 13 layers in one shot, for that noise and blind; it goes on where it was stopped, and puts the table into ``docs/paper.md``.
 Cost is counted as multiplications: the weights of the network in training, times the pixels it saw.
 """
