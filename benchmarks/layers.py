@@ -57,7 +57,7 @@ def table(folder: Path, test: Path, steps: int) -> str:
     """Markdown."""
     images, level = read_images(test), paper_levels()[LEVEL]
     blind = paper_rows(2)[LEVEL][1].partition("/")[0]
-    lines = ["| layers, trained for | weights | PSNR, dB | the paper's, on other images |", "| --- " * 4 + "|"]
+    lines = ["| network | weights | PSNR, dB | the paper's, on other images |", "| --- " * 4 + "|"]
     for (title, path), published in zip(trained(folder, steps), [*paper_rows(1)[LEVEL], blind], strict=True):
         (score,) = evaluate([OwnMethod(path)], images, [level])
         lines.append(f"| {title} | {OwnMethod(path).parameters:,} | {score.psnr:.2f} | {published} |")
