@@ -101,6 +101,7 @@ def test_a_stack_is_denoised_and_keeps_its_axes_type_and_names(noisy, tmp_path):
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.filterwarnings("ignore:.* hot or dead pixel:UserWarning")
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["file"])
 def test_every_real_file_is_denoised_with_all_it_said_or_refused_by_name(entry, tmp_path):
     path = DATA / entry["file"]

@@ -58,8 +58,14 @@ def sentence(error: BaseException) -> str:
     """The message, on one line, with options named as they are here and not as arguments of functions."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"\b(nonfinite|missing|device)=(['\"])([\w:]+)\2", r"--\1 \3", text)
+    return _as_options(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _as_options(text: str) -> str:
+    def option(found: re.Match[str]) -> str:
+        return f"--{found[1].replace('_', '-')} {found[3]}"
+
+    return re.sub(r"\b(nonfinite|missing|device|hot_pixels)=(['\"])([\w:]+)\2", option, text)
 
 
 def say(text: str) -> None:
@@ -71,4 +77,4 @@ def say(text: str) -> None:
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """A warning as a message, in place of `warnings.showwarning`."""
     if category is not DeprecationWarning:
-        say(f"warning: {message}")
+        say(f"warning: {_as_options(str(message))}")

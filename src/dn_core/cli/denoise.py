@@ -37,6 +37,7 @@ def denoise(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; by default the best there is.")] = None,
     tile: Annotated[int | None, typer.Option(min=1, help="Pixels on a side computed at once; smaller needs less memory.")] = None,
     nonfinite: Annotated[str, typer.Option(help="raise: refuse NaN and infinity; fill: leave them where they are.")] = "raise",
+    hot_pixels: Annotated[str, typer.Option(help="Single pixels far beyond the noise: keep, or remove them.")] = "keep",
     missing: Annotated[str, typer.Option(help="Missing zarr chunks: refuse, or fill with the fill value.")] = "refuse",
     compare: Annotated[Path | None, typer.Option(help="Also write a before/after PNG (with one input).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
@@ -54,6 +55,7 @@ def denoise(
             raise absent[0]
         loaded = load_model(model)
         options = {"amount": amount, "noise": noise, "device": device, "tile": tile, "nonfinite": nonfinite}
+        options["hot_pixels"] = hot_pixels
         jobs = _jobs(sources, output, several=several)
         if compare is not None:
             _check_comparison(compare, jobs[0], overwrite)

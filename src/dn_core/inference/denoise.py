@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dn_core.checkpoints import Card, Checkpoint
 from dn_core.inference.arrays import as_array, bytes_of, check_out, from_torch, kind_of, new_array, to_torch
 from dn_core.inference.engines import Engine, Precision, TileTooLargeError, build_engine, choose_device
+from dn_core.inference.hot_pixels import MARGIN, HotPixelAction, HotPixels, change_at, find_hot_pixels, hot_pixels_message
 from dn_core.inference.planes import (
     Axes,
     NonFinite,
@@ -35,7 +36,7 @@ from dn_core.inference.planes import (
     statistics,
     to_float,
 )
-from dn_core.inference.tiling import Tile, count_tiles, plan_tiles
+from dn_core.inference.tiling import Tile, count_tiles, pad_to_multiple, plan_tiles
 from dn_core.memory import available_memory, check_memory
 from dn_core.models import registry
 from dn_core.network_config import NetworkConfig
@@ -165,6 +166,7 @@ def denoise_steps(
     precision: Precision | None = None,
     nonfinite: NonFinite = "raise",
     alpha: bool | None = None,
+    hot_pixels: HotPixelAction = "keep",
     out: Any = None,
 ) -> Generator[Progress]:
     """Denoise step by step; closing the generator is cancelling, within a tile.
@@ -192,6 +194,10 @@ def denoise_steps(
         ``"raise"`` refuses NaN and infinity; ``"fill"`` denoises around them and leaves them where they are.
     alpha
         Whether the last channel is alpha, where the rule above does not say.
+    hot_pixels
+        What becomes of single pixels that stand out from all around them by more than the noise does, as hot and dead pixels of cameras
+        do: ``"keep"`` leaves them as they are, ``"remove"`` gives them the value of their surroundings. Either way what is around them is
+        denoised as without them, and a UserWarning tells of those that no noise explains.
     out
         A writable array of the image's shape and dtype to write to, such as a memory map or a zarr array on disk.
 
@@ -207,7 +213,7 @@ def denoise_steps(
     MemoryError
         When the result, or even the smallest tile, would not fit into the memory that is free.
     """
-    settings = Settings(_model_for(model, noise), amount, noise, choose_device(device), tile, precision, nonfinite)
+    settings = Settings(_model_for(model, noise), amount, noise, choose_device(device), tile, precision, nonfinite, hot_pixels)
     if (steps := _other_kind(image, settings, channel_axis, alpha, out)) is not None:
         yield from steps
         return
@@ -233,6 +239,7 @@ class Settings:
     tile: int | None
     precision: Precision | None
     nonfinite: NonFinite
+    hot_pixels: HotPixelAction = "keep"
 
     def __post_init__(self) -> None:
         if isinstance(self.amount, bool) or not isinstance(self.amount, (int, float, np.number)) or not 0 <= self.amount <= 1:
@@ -244,6 +251,7 @@ class Settings:
         for name, value, allowed in (
             ("precision", self.precision, (None, "float32", "bfloat16", "float64")),
             ("nonfinite", self.nonfinite, ("raise", "fill")),
+            ("hot_pixels", self.hot_pixels, ("keep", "remove")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; one of {allowed} is expected. Change {name}.")
@@ -328,11 +336,13 @@ def _denoise_tiled(
     tiles = plan_tiles(axes.plane_shape, tile, config.halo, config.shuffle)
     planes = list(axes.planes())
     engine = settings.engine_for(np.dtype(source.dtype))
-    total, began = len(planes) * len(tiles), time.monotonic()
+    total, began, told = len(planes) * len(tiles), time.monotonic(), list[tuple[int, ...]]()
     work = _work(source, planes, tiles, settings, engine.dtype, known)
     for done, (job, output) in enumerate(engine.run(work, parallel=total > 1), start=1):
-        job.finish(target, output, settings)
+        told += job.finish(target, output, settings)
         left = (time.monotonic() - began) / done * (total - done)
+        if done == total and told:
+            warnings.warn(hot_pixels_message(settings.hot_pixels, len(told), min(told)), UserWarning, stacklevel=5)
         yield Progress(done, total, left, target if done == total else None)
 
 
@@ -344,24 +354,39 @@ class _Job:
     tile: Tile
     found: Statistics
     pixels: NDArray[Any]
+    seen: NDArray[Any]
+    """`pixels` as the network sees them: finite, without `hot` pixels."""
+    hot: HotPixels
     offset: float
 
-    def finish(self, target: Any, output: NDArray[Any], settings: Settings) -> None:
-        """Turn the network's output into pixels of the target."""
+    def finish(self, target: Any, output: NDArray[Any], settings: Settings) -> list[tuple[int, ...]]:
+        """Turn the network's output into pixels of the target; give the places of hot pixels that are to be told."""
         shape = self.plane.axes.plane_shape
-        core = self.tile.core(shape)
-        pixels, change = self.pixels[core], output[core]
-        if not settings.model.config.residual:
-            change = to_float(self._finite[core], self.offset, self.found.scale, output.dtype) - change
+        core, place = self.tile.core(shape), self.tile.target(shape)
+        change = output if settings.model.config.residual else to_float(self.seen, self.offset, self.found.scale, output.dtype) - output
+        told: list[tuple[int, ...]] = []
+        if len(self.hot):
+            change, told = self._with_hot_pixels(change, core, settings.hot_pixels)
+        pixels, change = self.pixels[core], change[core]
         if self.found.constant:
             change = np.zeros_like(change)
         if self.found.scale != 1.0:
             change = change.astype(np.float64) * self.found.scale
-        target[self.plane.index(*self.tile.target(shape))] = blend(pixels, from_float(pixels, change), settings.amount)
+        target[self.plane.index(*place)] = blend(pixels, from_float(pixels, change), settings.amount)
+        return told
 
-    @property
-    def _finite(self) -> NDArray[Any]:
-        return self.pixels if not self.found.bad else np.where(np.isfinite(self.pixels), self.pixels, self.found.mean)
+    def _with_hot_pixels(
+        self, change: NDArray[Any], core: tuple[slice, slice], action: HotPixelAction
+    ) -> tuple[NDArray[Any], list[tuple[int, ...]]]:
+        """The change with what becomes of hot pixels, and the places of those in the core that are told."""
+        rows, columns = self.hot.rows, self.hot.columns
+        beyond = (self.pixels[rows, columns].astype(np.float64) - self.seen[rows, columns]) / self.found.scale
+        result, theirs = change.copy(), change_at(self.hot, beyond, change, action)
+        result[rows, columns] = theirs
+        inside = (rows >= core[0].start) & (rows < core[0].stop) & (columns >= core[1].start) & (columns < core[1].stop)
+        tell = inside & self.hot.told & ((theirs == 0) | (action == "remove"))
+        top, left = self.tile.rows.start, self.tile.columns.start
+        return result, [self.plane.pixel(top + row, left + column) for row, column in zip(rows[tell], columns[tell], strict=True)]
 
 
 def _work(
@@ -372,13 +397,25 @@ def _work(
         found = known.get(plane) or _checked_statistics(source, plane, settings.nonfinite)
         offset = found.mean if config.centred else 0.0
         for tile in tiles:
-            pixels = read_window(source, plane, tile.window, found)
-            values = to_float(pixels, offset, found.scale, dtype)[None]
+            pixels, hot = _window_and_hot_pixels(source, plane, tile, found)
+            seen = hot.replaced(pixels)
+            values = to_float(seen, offset, found.scale, dtype)[None]
             if settings.noise is not None:
                 values = np.concatenate([values, np.full_like(values, settings.noise / found.scale)])
             if found.bad:
                 pixels = read_window(source, plane, tile.window, Statistics(0, 0, 0))
-            yield _Job(plane, tile, found, pixels, offset), values
+            yield _Job(plane, tile, found, pixels, seen, hot, offset), values
+
+
+def _window_and_hot_pixels(source: Any, plane: Plane, tile: Tile, found: Statistics) -> tuple[NDArray[Any], HotPixels]:
+    """The pixels of a tile's window, and which of them are hot: that is seen in a wider one."""
+    wide = tuple(
+        slice(max(part.start - MARGIN, 0), min(part.stop + MARGIN, extent))
+        for part, extent in zip(tile.window, plane.axes.plane_shape, strict=True)
+    )
+    inner = tuple(slice(part.start - around.start, part.stop - around.start) for part, around in zip(tile.window, wide, strict=True))
+    pixels = read_window(source, plane, (wide[0], wide[1]), found)
+    return pad_to_multiple(pixels[inner], tile.shape), find_hot_pixels(pixels).inside((inner[0], inner[1]))
 
 
 def _checked_statistics(source: Any, plane: Plane, nonfinite: NonFinite) -> Statistics:
@@ -438,6 +475,7 @@ def _other_kind(image: Any, settings: Settings, channel_axis: int | None, alpha:
     array = image.data if kind == "xarray" else from_torch(image)
     options = {"channel_axis": channel_axis, "amount": settings.amount, "noise": settings.noise, "device": settings.device, "out": out}
     options |= {"tile": settings.tile, "precision": settings.precision, "nonfinite": settings.nonfinite, "alpha": alpha}
+    options |= {"hot_pixels": settings.hot_pixels}
     return _converted(denoise_steps(array, settings.model, **options), image, kind)
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dn_core.inference.hot_pixels import MARGIN, change_at, find_hot_pixels, hot_pixels_message
 from dn_core.inference.planes import blend, check_dtype, find_axes, from_float, power_of_two
 from dn_core.inference.tiling import pad_to_multiple, plan_tiles
 from dn_core.memory import available_memory
 
 if TYPE_CHECKING:
     from dn_core.inference.denoise import Settings
+    from dn_core.network_config import NetworkConfig
 
 __all__ = ["denoise_dask"]
 
@@ -22,7 +25,8 @@ __all__ = ["denoise_dask"]
 def denoise_dask(image: Any, settings: Settings, channel_axis: int | None, alpha: bool | None) -> Any:
     """A dask array that denoises itself when it is computed.
 
-    Pixels that are not finite are found then, chunk by chunk; ``nonfinite="fill"`` needs a numpy or zarr array.
+    Pixels that are not finite are found then, chunk by chunk; ``nonfinite="fill"`` needs a numpy or zarr array. Hot and dead pixels are
+    treated as in other arrays, and told as chunks are computed, without their number.
 
     Raises
     ------
@@ -80,7 +84,7 @@ def _change(stack: Any, found: _Found, settings: Settings) -> Any:
     meta = np.empty((0,) * stack.ndim, engine_dtype)
     values = da.map_blocks(_to_float, stack, found.offset, found.scale, engine_dtype=engine_dtype, dtype=engine_dtype, meta=meta)
     aligned = _aligned(values, settings)
-    depth = {axis: config.halo if aligned.numblocks[axis] > 1 else 0 for axis in (aligned.ndim - 2, aligned.ndim - 1)}
+    depth = {axis: _depth(config) if aligned.numblocks[axis] > 1 else 0 for axis in (aligned.ndim - 2, aligned.ndim - 1)}
     spread = da.overlap.overlap(aligned, depth, "none")
     options = {"settings": settings, "source_dtype": stack.dtype, "dtype": engine_dtype, "meta": meta}
     change = da.overlap.trim_internal(da.map_blocks(_change_of_block, spread, found.scale, **options), depth, "none").rechunk(stack.chunks)
@@ -106,15 +110,21 @@ def _to_float(
     return values
 
 
+def _depth(config: NetworkConfig) -> int:
+    """Pixels around a chunk that its result depends on: the network's halo, and what tells hot pixels in it."""
+    return -(-(config.halo + MARGIN) // config.shuffle) * config.shuffle
+
+
 def _aligned(stack: Any, settings: Settings) -> Any:
-    """Chunks that begin at multiples of the network's `shuffle` and are no smaller than the halo."""
+    """Chunks that begin at multiples of the network's `shuffle` and are no smaller than what is read around them."""
     config = settings.model.config
+    depth = _depth(config)
     size = -(-settings.first_tile() // config.shuffle) * config.shuffle
     plan = {}
     for axis in (stack.ndim - 2, stack.ndim - 1):
         sizes = stack.chunks[axis]
-        if len(sizes) > 1 and (min(sizes) < config.halo or any(part % config.shuffle for part in sizes[:-1])):
-            plan[axis] = _even_chunks(stack.shape[axis], max(size, config.halo), config.halo)
+        if len(sizes) > 1 and (min(sizes) < depth or any(part % config.shuffle for part in sizes[:-1])):
+            plan[axis] = _even_chunks(stack.shape[axis], max(size, depth), depth)
     return stack.rechunk(plan) if plan else stack
 
 
@@ -130,24 +140,33 @@ def _change_of_block(block: NDArray[Any], scale: NDArray[Any], settings: Setting
     result = np.empty_like(block)
     for index in np.ndindex(block.shape[:-2]):
         noise = None if settings.noise is None else settings.noise / float(scale[index][0, 0])
-        result[index] = _change_of_plane(block[index], noise, settings, source_dtype)
+        step = 1 / float(scale[index][0, 0]) if source_dtype.kind in "iu" else 0.0
+        result[index] = _change_of_plane(block[index], noise, step, settings, source_dtype)
     return result
 
 
-def _change_of_plane(plane: NDArray[Any], noise: float | None, settings: Settings, source_dtype: np.dtype[Any]) -> NDArray[Any]:
-    """One chunk of a plane, its halo around it; its own border is computed as a border, and cut off by dask where it is not one."""
+def _change_of_plane(
+    plane: NDArray[Any], noise: float | None, step: float, settings: Settings, source_dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """One chunk of a plane, and what is around it; its own border is computed as a border, and cut off by dask where it is not one."""
     config = settings.model.config
     shape = (plane.shape[0], plane.shape[1])
     tiles = plan_tiles(shape, settings.fitting_tile(shape, 1, source_dtype, available_memory()), config.halo, config.shuffle)
     engine = settings.engine_for(source_dtype)
-    result = np.empty_like(plane)
+    hot = find_hot_pixels(plane, step)
+    seen, result = hot.replaced(plane), np.empty_like(plane)
 
     def work() -> Any:
         for tile in tiles:
-            values = pad_to_multiple(plane[tile.window], tile.shape)[None]
+            values = pad_to_multiple(seen[tile.window], tile.shape)[None]
             yield tile, values if noise is None else np.concatenate([values, np.full_like(values, noise)])
 
     for tile, output in engine.run(work(), parallel=len(tiles) > 1):
         core = tile.core(shape)
-        result[tile.target(shape)] = output[core] if config.residual else plane[tile.target(shape)] - output[core]
+        result[tile.target(shape)] = output[core] if config.residual else seen[tile.target(shape)] - output[core]
+    if len(hot):
+        at = hot.rows, hot.columns
+        result[at] = theirs = change_at(hot, plane[at].astype(np.float64) - seen[at], result, settings.hot_pixels)
+        if (hot.told & ((theirs == 0) | (settings.hot_pixels == "remove"))).any():
+            warnings.warn(hot_pixels_message(settings.hot_pixels), UserWarning, stacklevel=2)
     return result
