@@ -386,7 +386,7 @@ class Finished:
     sha256: str
     seconds: float
     missing: str = ""
-    """What was not there in a zarr array, in words."""
+    """What was not there and was read as a fill value, in words."""
 
 
 def _denoising(plan: Plan, target: Any) -> Iterator[Progress | Finished]:
@@ -397,10 +397,8 @@ def _denoising(plan: Plan, target: Any) -> Iterator[Progress | Finished]:
 
     options = plan.all_options()
     engine, sha256 = engine_name(options["model"], options["device"], plan.data.dtype), model_hash(resolve(options["model"]))
-    source, missing = readable(plan.data), ""
-    if is_zarr(source):
-        source = ZarrSource(source)
-        missing = source.count.in_words
+    source = ZarrSource(plan.data) if is_zarr(plan.data) else readable(plan.data)
+    missing = source.count.in_words if isinstance(source, ZarrSource) else plan.missing()
     began = time.monotonic()
     for step in denoise_steps(source, out=target, **options):
         yield step if step.result is None else Finished(step.result, engine, sha256, time.monotonic() - began, missing)
