@@ -255,9 +255,16 @@ def test_where_a_server_lists_nothing_each_chunk_is_asked_for(served, tmp_path, 
     assert "not known, since its store cannot be listed" in count_chunks(array, "a").in_words
 
 
-def test_shards_that_cannot_be_looked_into_are_told(tmp_path):
+@pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec:UserWarning")
+@pytest.mark.parametrize("kind", ["shards of shards", "transposed shards", "compressed shards"])
+def test_shards_that_cannot_be_looked_into_are_told(kind, tmp_path):
     inner = zarr.codecs.ShardingCodec(chunk_shape=(5, 5))
-    path = saved(tmp_path / "a.zarr", PIXELS, chunks=(10, 10), shards=(50, 50), serializer=inner, compressors=None)
+    options = {
+        "shards of shards": {"shards": (50, 50)},
+        "transposed shards": {"filters": zarr.codecs.TransposeCodec(order=(1, 0))},
+        "compressed shards": {"compressors": zarr.codecs.GzipCodec()},
+    }
+    path = saved(tmp_path / "a.zarr", PIXELS, chunks=(10, 10), serializer=inner, **{"compressors": None, **options[kind]})
     assert notes(path) == ("whether chunks are missing is not known, since its shards cannot be looked into; such would be read as 0",)
     with pytest.raises(ImageFileError, match="not known"):
         files.read_image(path, missing="refuse")
@@ -443,6 +450,20 @@ def test_the_layout_of_the_input_is_kept(version, layout, tmp_path):
     assert document(out) == document(path)
     assert (files.read_image(out, missing="refuse").pixels == STACK).all()
     assert (zarr.open_array(out / "0", mode="r")[...] == STACK).all()
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part:UserWarning")
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_array_that_only_its_group_describes_is_kept_too(version, tmp_path):
+    options = {"shards": (4, 40, 40), "dimension_names": ["z", "y", "x"]} if version == 3 else {}
+    codec = zarr.codecs.GzipCodec(level=2) if version == 3 else numcodecs.GZip(level=2)
+    path = saved(tmp_path / "a.zarr", STACK, chunks=(2, 20, 20), zarr_format=version, compressors=codec, **options)
+    zarr.consolidate_metadata(path, zarr_format=version)
+    described = document(path)
+    (path / "0" / ("zarr.json" if version == 3 else ".zarray")).unlink()
+    out = rewritten(path, tmp_path / "b.zarr")
+    assert document(out) == described
+    assert (files.read_image(out, missing="refuse").pixels == STACK).all()
 
 
 def test_the_byte_order_of_version_2_is_kept(tmp_path):

@@ -24,8 +24,8 @@ _LOSSLESS = {
 class Layout:
     """The description of an array in its store, word for word.
 
-    `document` is ``zarr.json`` or ``.zarray``, `attributes` what version 2 has in ``.zattrs``, `dropped` names the codecs of the input
-    that are not among the document's any more.
+    `document` is ``zarr.json`` or ``.zarray``, `attributes` what version 2 has beside it in ``.zattrs``, `dropped` names the codecs of the
+    input that are not among the document's any more.
     """
 
     document: dict[str, Any]
@@ -57,17 +57,18 @@ def _reorder_codecs(codecs: list[dict[str, Any]], order: list[int]) -> None:
             _reorder_codecs(settings["codecs"], order)
 
 
-def read_layout(folder: Path, array: Any) -> Layout | None:
-    """The layout of the array in `folder`; None where it has no description of its own there."""
+def read_layout(folder: Path, array: Any) -> Layout:
+    """The layout of the array in `folder`."""
+    from zarr.core.buffer import default_buffer_prototype
+
     name = ".zarray" if array.metadata.zarr_format == 2 else "zarr.json"
-    if not (folder / name).is_file():
-        return None
-    document = json.loads((folder / name).read_text("utf-8"))
-    attributes = folder / ".zattrs"
-    others = json.loads(attributes.read_text("utf-8")) if name == ".zarray" and attributes.is_file() else {}
+    if (folder / name).is_file():
+        content = (folder / name).read_bytes()
+    else:  # only the group describes it (consolidated metadata)
+        content = array.metadata.to_buffer_dict(default_buffer_prototype())[name].to_bytes()
     dtype = np.dtype(array.dtype)
-    kept, dropped = _kept_codecs(document, dtype)
-    return Layout(kept, others, tuple(array.shape), dtype.newbyteorder("="), tuple(dropped))
+    kept, dropped = _kept_codecs(json.loads(content), dtype)
+    return Layout(kept, dict(array.attrs), tuple(array.shape), dtype.newbyteorder("="), tuple(dropped))
 
 
 def create_as(folder: Path, layout: Layout, shape: tuple[int, ...], names: Sequence[str]) -> Any:

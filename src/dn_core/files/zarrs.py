@@ -206,7 +206,7 @@ def create_zarr(path: Path, like: ImageFile) -> Iterator[Target]:
     order = sorted(range(len(like.axes)), key=lambda index: "TQCZYX".index(like.axes[index]))
     if like.format != "ome-zarr" and order != list(range(len(order))):
         stored = np.broadcast_to(np.zeros((), like.dtype), [like.shape[index] for index in order])
-        layouts = {name: layout and layout.reordered(order) for name, layout in like.metadata.get("layouts", {}).items()}
+        layouts = {name: layout.reordered(order) for name, layout in like.metadata.get("layouts", {}).items()}
         metadata = {**like.metadata, "layouts": layouts}
         like = dataclasses.replace(like, source=stored, axes="".join(like.axes[index] for index in order), metadata=metadata)
     else:
