@@ -643,6 +643,22 @@ def test_a_sharded_array_given_as_out_is_written_once_a_shard():
     np.testing.assert_array_equal(out[...], dn_core.denoise(STACK, small_model()))
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_result_for_an_array_has_its_layout(version):
+    if version == 2:
+        options = {"compressors": numcodecs.Zlib(level=2), "filters": [numcodecs.Shuffle(elementsize=2)]}
+    else:
+        options = {"compressors": zarr.codecs.GzipCodec(level=2), "shards": (4, 40, 40), "dimension_names": ["z", "y", "x"]}
+    options |= {"chunks": (2, 20, 20), "fill_value": 3, "attributes": {"stain": "H&E"}, "zarr_format": version}
+    array = zarr.create_array({}, shape=STACK.shape, dtype="u2", **options)
+    array[...] = STACK
+    result = dn_core.denoise(array, small_model())
+    assert result.metadata == array.metadata
+    assert result.store_path != array.store_path
+    np.testing.assert_array_equal(result[...], dn_core.denoise(STACK, small_model()))
+    assert not count_chunks(result, "result").missing
+
+
 def test_what_was_begun_and_not_finished_leaves_nothing(tmp_path):
     path = saved(tmp_path / "a.zarr", STACK, chunks=(1, 10, 10), shards=(5, 40, 40))
     with files.open_image(path) as image:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Layout", "create_as", "read_layout"]
+__all__ = ["Layout", "create_as", "read_layout", "tell_dropped"]
 
 _LOSSLESS = {
     *("adler32", "blosc", "bytes", "bz2", "crc32", "crc32c", "delta", "endian", "fletcher32", "gzip", "jenkins_lookup3"),
@@ -57,37 +58,53 @@ def _reorder_codecs(codecs: list[dict[str, Any]], order: list[int]) -> None:
             _reorder_codecs(settings["codecs"], order)
 
 
-def read_layout(folder: Path, array: Any) -> Layout:
-    """The layout of the array in `folder`."""
+def read_layout(array: Any, folder: Path | None = None) -> Layout:
+    """The layout of an array, word for word where it lies in a `folder`."""
     from zarr.core.buffer import default_buffer_prototype
 
     name = ".zarray" if array.metadata.zarr_format == 2 else "zarr.json"
-    if (folder / name).is_file():
+    if folder is not None and (folder / name).is_file():
         content = (folder / name).read_bytes()
-    else:  # only the group describes it (consolidated metadata)
+    else:  # in another store, or only its group describes it (consolidated metadata)
         content = array.metadata.to_buffer_dict(default_buffer_prototype())[name].to_bytes()
     dtype = np.dtype(array.dtype)
     kept, dropped = _kept_codecs(json.loads(content), dtype)
     return Layout(kept, dict(array.attrs), tuple(array.shape), dtype.newbyteorder("="), tuple(dropped))
 
 
-def create_as(folder: Path, layout: Layout, shape: tuple[int, ...], names: Sequence[str]) -> Any:
-    """A new array with a layout, in a folder; `names` are those of its axes, for version 3.
+def create_as(layout: Layout, shape: tuple[int, ...], names: Sequence[str] | None = None, folder: Path | None = None) -> Any:
+    """A new array with a layout, in a folder or else in memory; `names` are those of its axes, for version 3.
 
     All chunks are written, empty ones too: only so is a chunk that was lost told from a black one.
     """
     import zarr
+    from zarr.core.buffer import default_buffer_prototype
 
     document = {**layout.document, "shape": list(shape)}
-    folder.mkdir(parents=True, exist_ok=True)
-    if document["zarr_format"] == 2:
-        (folder / ".zarray").write_text(json.dumps(document, indent=2), "utf-8")
-        (folder / ".zattrs").write_text(json.dumps(layout.attributes, indent=2), "utf-8")
-    else:
+    version: Literal[2, 3] = 2 if document["zarr_format"] == 2 else 3
+    if version == 3 and names is not None:
         document["dimension_names"] = list(names)
-        (folder / "zarr.json").write_text(json.dumps(document, indent=2), "utf-8")
+    files = {".zarray": document, ".zattrs": layout.attributes} if version == 2 else {"zarr.json": document}
+    contents = {name: json.dumps(content, indent=2).encode() for name, content in files.items()}
+    if folder is None:
+        buffer = default_buffer_prototype().buffer
+        store: Any = zarr.storage.MemoryStore({name: buffer.from_bytes(content) for name, content in contents.items()})
+    else:
+        store = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
     with zarr.config.set({"array.write_empty_chunks": True}):
-        return zarr.open_array(folder, mode="r+", zarr_format=document["zarr_format"])
+        return zarr.open_array(store, mode="r+", zarr_format=version)
+
+
+def tell_dropped(codecs: Iterable[str], name: str, stacklevel: int) -> None:
+    """Warn of codecs of the input that the output does not have."""
+    if codecs := sorted(set(codecs)):
+        warnings.warn(
+            f"the codecs {', '.join(codecs)} of {name} lose digits or are not known here; zstd takes their place",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def _kept_codecs(document: dict[str, Any], dtype: np.dtype[Any]) -> tuple[dict[str, Any], list[str]]:

@@ -30,7 +30,7 @@ from dn_core.files.image import (
 )
 from dn_core.files.zarr_blocks import BlockWriter
 from dn_core.files.zarr_chunks import ZarrSource
-from dn_core.files.zarr_layout import Layout, create_as, read_layout
+from dn_core.files.zarr_layout import Layout, create_as, read_layout, tell_dropped
 from dn_core.safe_write import replaced_folder
 
 __all__ = ["check_zarr", "create_zarr", "is_zarr", "open_zarr", "zarr_zstd"]
@@ -72,7 +72,7 @@ def _bare(path: Path, array: Any, missing: str | None) -> ImageFile:
     source = ZarrSource(array, path)
     names = getattr(array.metadata, "dimension_names", None)
     axes = _letters(names) if names else "YX"[-array.ndim :].rjust(array.ndim, "Q")
-    metadata = {"zarr_format": array.metadata.zarr_format, "layouts": {"0": read_layout(path, array)}}
+    metadata = {"zarr_format": array.metadata.zarr_format, "layouts": {"0": read_layout(array, path)}}
     words = _missing(source, missing)
     return ImageFile(path, source, axes, "zarr", metadata, (words,) if words else (), words)
 
@@ -109,7 +109,7 @@ def _ome(path: Path, group: Any, notes: list[str], missing: str | None) -> Image
         version=str(ome.get("version") or first.get("version") or ""),
         attributes=attributes,
         levels=[(name, tuple(level.shape)) for name, level in levels.items() if level is not None],
-        layouts={name: read_layout(path / level.path, level) for name, level in levels.items() if level is not None},
+        layouts={name: read_layout(level, path / level.path) for name, level in levels.items() if level is not None},
     )
     axes = _letters([axis["name"] if isinstance(axis, dict) else axis for axis in said])
     if len(axes) != source.ndim:
@@ -214,11 +214,8 @@ def create_zarr(path: Path, like: ImageFile) -> Iterator[Target]:
     levels = like.metadata.get("levels") or [("0", like.shape)]
     if levels[0][1] != like.shape:  # not the image whose pyramid this was
         levels = [(levels[0][0], like.shape)]
-    if dropped := sorted({name for level in levels if (layout := _layout(like, *level)) for name in layout.dropped}):
-        warnings.warn(
-            f"the codecs {', '.join(dropped)} of {printable(like.path)} lose digits or are not known here; zstd takes their place",
-            stacklevel=4,
-        )
+    dropped = (name for level in levels if (layout := _layout(like, *level)) for name in layout.dropped)
+    tell_dropped(dropped, printable(like.path), stacklevel=4)
     with replaced_folder(path) as temporary, _no_late_writes(temporary):
         group = zarr.create_group(temporary, zarr_format=2 if version2 else 3)
         array = _create_level(group, temporary, levels[0][0], like, like.shape, version2)
@@ -290,7 +287,7 @@ def _create_level(group: Any, folder: Path, name: str, like: ImageFile, shape: t
     if layout := _layout(like, name, shape):
         if "/" in name:
             group.require_group(str(PurePosixPath(name).parent))
-        return create_as(folder / name, layout, shape, _axis_names(like))
+        return create_as(layout, shape, _axis_names(like), folder / name)
     chunks = like.source.chunks if like.format in ("ome-zarr", "zarr") and hasattr(like.source, "chunks") else None
     chunks = chunks or (1,) * (len(shape) - 2) + (512, 512)
     options: dict[str, Any] = {"dimension_names": _axis_names(like)}

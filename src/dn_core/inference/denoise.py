@@ -224,8 +224,8 @@ def denoise_steps(
         target = out
     if kind_of(source) == "zarr":
         source = _with_missing_told(source)
-    if kind_of(target) == "zarr" and target.shards:
-        yield from _into_shards(source, target, axes, settings, available)
+    if kind_of(target) == "zarr" and (target.shards or out is None):
+        yield from _into_chunks(source, target, axes, settings, available)
     else:
         yield from _denoise_planes(source, target, axes, settings, available)
 
@@ -240,8 +240,8 @@ def _with_missing_told(array: Any) -> Any:
     return source
 
 
-def _into_shards(source: Any, out: Any, axes: Axes, settings: Settings, available: int) -> Iterator[Progress]:
-    """Steps into a sharded zarr array, each of whose shards is written once."""
+def _into_chunks(source: Any, out: Any, axes: Axes, settings: Settings, available: int) -> Iterator[Progress]:
+    """Steps into a zarr array whose chunks, or shards, are written whole, each once."""
     from dn_core.files.zarr_blocks import BlockWriter
 
     with contextlib.closing(BlockWriter(out)) as target:
