@@ -143,7 +143,7 @@ def _hidden_shards(array: Any) -> bool:
 
 
 def _look(array: Any, found: _Keys) -> bool:
-    """List the store; false where it cannot be listed (a web server), which shows by the array's own description not being there."""
+    """List the store; false where it cannot be listed (a web server): then not even the array's own description is there."""
     folder = _local_folder(array)
     if folder is not None:  # several times faster than zarr's listing, which also passes over folders that may not be read
         for key in _files(folder, len(found.grid) + 1):
@@ -154,7 +154,7 @@ def _look(array: Any, found: _Keys) -> bool:
 
         with contextlib.suppress(Exception):  # as servers have it; many let everybody read what they let nobody list
             sync(_list(array, found))
-            return found.listed
+            return found.listed or found.count > 0
     return False
 
 
