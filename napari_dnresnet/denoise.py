@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_dnresnet.docks import Dock, side_by_side
 from napari_dnresnet.jobs import sentence, time_left
-from napari_dnresnet.layers import Axes, default_axes, highest_level, readable, time_axes
+from napari_dnresnet.layers import Axes, default_axes, highest_level, is_zarr, readable, time_axes
 from napari_dnresnet.models import model_list, model_names
 from napari_dnresnet.preview import Preview, Wish
 from napari_dnresnet.results import METADATA, Plan, Result, discard, empty_target, model_hash, residual_settings
@@ -241,7 +241,8 @@ class DenoiseWidget(Dock):
             result.set_amount(self.amount.value, self._shown_plane(result))
         megapixels = math.prod(result.plan.axes.shape) / 1e6
         rate = megapixels / max(facts.seconds, 1e-9)
-        self.tell(f"{options['model']} on {facts.engine}: {facts.seconds:.2g} s, {rate:.3g} megapixels per second.")
+        told = f" {facts.missing}." if facts.missing else ""
+        self.tell(f"{options['model']} on {facts.engine}: {facts.seconds:.2g} s, {rate:.3g} megapixels per second.{told}")
         model_list.note_run(facts.sha256, megapixels, rate, facts.engine)
         if self.preview.on:
             self.preview_on.value = False
@@ -384,15 +385,20 @@ class Finished:
     engine: str
     sha256: str
     seconds: float
+    missing: str = ""
+    """What was not there and was read as a fill value, in words."""
 
 
 def _denoising(plan: Plan, target: Any) -> Iterator[Progress | Finished]:
     """The steps of a run."""
+    from dn_core.files.zarr_chunks import ZarrSource
     from dn_core.inference.denoise import denoise_steps, engine_name
     from dn_core.models.registry import resolve
 
     options = plan.all_options()
     engine, sha256 = engine_name(options["model"], options["device"], plan.data.dtype), model_hash(resolve(options["model"]))
+    source = ZarrSource(plan.data) if is_zarr(plan.data) else readable(plan.data)
+    missing = source.count.in_words if isinstance(source, ZarrSource) else plan.missing()
     began = time.monotonic()
-    for step in denoise_steps(readable(plan.data), out=target, **options):
-        yield step if step.result is None else Finished(step.result, engine, sha256, time.monotonic() - began)
+    for step in denoise_steps(source, out=target, **options):
+        yield step if step.result is None else Finished(step.result, engine, sha256, time.monotonic() - began, missing)

@@ -19,6 +19,7 @@ __all__ = [
     "Region",
     "default_axes",
     "highest_level",
+    "is_zarr",
     "layer_settings",
     "readable",
     "region_affine",
@@ -125,8 +126,12 @@ def highest_level(layer: Image) -> Any:
 
 def readable(data: Any) -> Any:
     """What `dn_core.denoise_steps` reads window by window: dask arrays and other lazy ones are computed a plane at a time."""
-    root = type(data).__module__.split(".")[0]
-    return data if isinstance(data, np.ndarray) or root == "zarr" else LazyArray(data)
+    return data if isinstance(data, np.ndarray) or is_zarr(data) else LazyArray(data)
+
+
+def is_zarr(data: Any) -> bool:
+    """Whether a layer's array is zarr's own; napari shows those without dask around them too."""
+    return type(data).__module__.split(".")[0] == "zarr"
 
 
 class LazyArray:

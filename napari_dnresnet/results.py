@@ -109,6 +109,15 @@ class Plan:
         """Whether there are four channels at the end that are no RGBA, as the library would take them."""
         return self.axes.letters[-1] == "C" and self.axes.shape[-1] == 4
 
+    def missing(self) -> str:
+        """What the layer's file lacks and is a fill value among its pixels, in words; dask and napari do not say so."""
+        from dn_core import files
+
+        if (path := self._file()) is None:
+            return ""
+        with files.open_image(path) as image:
+            return image.missing
+
     def _file(self) -> str | None:
         """The layer's file, where the command would read the same pixels from it."""
         from dn_core import files

@@ -69,10 +69,10 @@ def _example() -> tuple[NDArray[Any], str, dict[str, Any], NDArray[Any] | None]:
 def _opened(path: Path) -> tuple[NDArray[Any], str, dict[str, Any], NDArray[Any] | None]:
     from dn_core import files
 
-    image = files.read_image(path)
-    for note in image.notes:
-        print(f"note      {note}")
-    return image.pixels, image.axes, image.channels(), None
+    with files.open_image(path) as image:
+        for note in image.notes:
+            print(f"note      {note}")
+        return image.pixels, image.axes, image.channels(), None
 
 
 def _psnr(image: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -444,14 +444,16 @@ def test_pixels_that_are_not_finite_are_refused_or_left_where_they_are(tmp_path)
     assert np.isfinite(clean).sum() == clean.size - 2
 
 
-def test_missing_chunks_are_refused_or_filled(tmp_path):
+def test_missing_chunks_are_told_or_refused(tmp_path):
     path = save(tmp_path / "in.ome.zarr", np.random.default_rng(0).integers(1, 999, (3, 40, 44)).astype(np.uint16))
     next(chunk for chunk in sorted((path / "0").rglob("*")) if chunk.is_file() and chunk.name != "zarr.json").unlink()
-    refused = invoke("denoise", path, "-o", tmp_path / "out.ome.zarr")
+    refused = invoke("denoise", path, "-o", tmp_path / "out.ome.zarr", "--missing", "refuse")
     assert refused.exit_code == 1
-    assert "2 of 3 chunks" in refused.stderr
+    assert "lacks 1 of 3 chunks" in refused.stderr
     assert "--missing fill" in refused.stderr
-    assert invoke("denoise", path, "-o", tmp_path / "out.ome.zarr", "--missing", "fill").exit_code == 0
+    told = invoke("denoise", path, "-o", tmp_path / "out.ome.zarr")
+    assert told.exit_code == 0
+    assert told.stderr.strip() == "in.ome.zarr: 1 of 3 chunks (33%) are missing and were read as 0"
 
 
 def test_a_model_file_can_be_used(small, tmp_path):

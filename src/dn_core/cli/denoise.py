@@ -38,7 +38,13 @@ def denoise(
     tile: Annotated[int | None, typer.Option(min=1, help="Pixels on a side computed at once; smaller needs less memory.")] = None,
     nonfinite: Annotated[str, typer.Option(help="raise: refuse NaN and infinity; fill: leave them where they are.")] = "raise",
     hot_pixels: Annotated[str, typer.Option(help="Single pixels far beyond the noise: keep, or remove them.")] = "keep",
-    missing: Annotated[str, typer.Option(help="Missing zarr chunks: refuse, or fill with the fill value.")] = "refuse",
+    missing: Annotated[
+        str | None,
+        typer.Option(
+            help="Chunks of zarr and tiles of TIFF that are not there are read as the fill value, and told. refuse: refuse them; "
+            "fill: read also whole planes that an OME-TIFF lacks as 0."
+        ),
+    ] = None,
     compare: Annotated[Path | None, typer.Option(help="Also write a before/after PNG (with one input).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     debug: Debug = False,
@@ -84,7 +90,7 @@ def _denoise_file(
     model: Any,
     options: dict[str, Any],
     channel_axis: int | None,
-    missing: str,
+    missing: str | None,
     compare: Path | None,
     overwrite: bool,
     advance: Callable[[int, int], None],

@@ -1,6 +1,7 @@
 """Reading and writing images: TIFF, OME-TIFF, ImageJ TIFF, PNG, JPEG and OME-Zarr.
 
-Reading refuses what is damaged, cut off or larger than it can honestly be, and never guesses. Writing keeps what the
+Reading refuses what is damaged, cut off or larger than it can honestly be, and never guesses. What a sparse file leaves out is read as its
+fill value, and told. Writing keeps what the
 input said of itself (axes, pixel sizes, channel names, layout), and a named output is the old file, the new whole file, or absent.
 """
 
@@ -11,6 +12,7 @@ import dataclasses
 import errno
 import glob
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def writable_formats() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def open_image(path: str | Path, *, missing: str = "refuse") -> Iterator[ImageFile]:
+def open_image(path: str | Path, *, missing: str | None = None) -> Iterator[ImageFile]:
     """Open an image; its ``source`` is read piece by piece while the ``with`` block lasts.
 
     Parameters
@@ -41,7 +43,9 @@ def open_image(path: str | Path, *, missing: str = "refuse") -> Iterator[ImageFi
     path
         A TIFF, PNG or JPEG file or a zarr folder. TIFFs need not be named so.
     missing
-        ``"refuse"`` refuses OME files that lack planes, tiles or chunks; ``"fill"`` takes them as the fill value (sparse files).
+        By default chunks of zarr and tiles of sparse TIFFs that are not there are read as the fill value, as every program does, and
+        `ImageFile.missing` has their number and share; an OME-TIFF that lacks whole planes which it promises is refused. ``"fill"`` takes
+        such planes as zeros too, ``"refuse"`` refuses them all. What is there and damaged is always refused.
 
     Raises
     ------
@@ -50,20 +54,25 @@ def open_image(path: str | Path, *, missing: str = "refuse") -> Iterator[ImageFi
     FileNotFoundError, PermissionError
         When the file cannot be opened.
     """
-    if missing not in ("refuse", "fill"):
-        raise ValueError(f'missing is {missing!r}; "refuse" or "fill" is expected')
+    if missing not in (None, "fill", "refuse"):
+        raise ValueError(f'missing is {missing!r}; "fill" or "refuse" is expected. Change missing, or leave it out.')
     path = Path(path)
     with contextlib.ExitStack() as stack:
         yield _opened(path, stack, missing)
 
 
-def read_image(path: str | Path, *, missing: str = "refuse") -> ImageFile:
-    """As `open_image`, with all pixels in memory and the file closed."""
+def read_image(path: str | Path, *, missing: str | None = None) -> ImageFile:
+    """As `open_image`, with all pixels in memory and the file closed.
+
+    What is missing and was filled is a `UserWarning` too: of the pixels alone nobody can tell.
+    """
     with open_image(path, missing=missing) as image:
+        if image.missing:
+            warnings.warn(f"{printable(image.path)}: {image.missing}", stacklevel=2)
         return dataclasses.replace(image, source=image.pixels)
 
 
-def _opened(path: Path, stack: contextlib.ExitStack, missing: str) -> ImageFile:
+def _opened(path: Path, stack: contextlib.ExitStack, missing: str | None) -> ImageFile:
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such image; check the path", str(path))
     if path.is_dir():

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dn_core.errors import ImageFileError
 
-__all__ = ["CheckedSource", "ImageFile", "Target", "check_dtype", "check_pixel_count", "check_written", "printable", "reading"]
+__all__ = ["CheckedSource", "ImageFile", "Target", "check_dtype", "check_pixel_count", "check_written", "printable", "reading", "share"]
 
 MAX_PIXELS = 2**40
 """More pixels than any real image; a header that claims more is a mistake or an attack."""
@@ -51,6 +51,8 @@ class ImageFile:
         ``channel_names``, ``time_increment`` and ``time_unit``; besides, what is the format's own.
     notes
         What a user should know, such as that only the first of two images is used.
+    missing
+        What is not in the file and was read as a fill value, with number and share; also one of the notes. Empty where all is there.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class ImageFile:
     format: str
     metadata: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    missing: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,8 +113,8 @@ class ImageFile:
 class CheckedSource:
     """An array on disk whose reading errors name the file."""
 
-    def __init__(self, array: Any, path: Path) -> None:
-        self._array, self._path = array, path
+    def __init__(self, array: Any, name: Path | str) -> None:
+        self._array, self.name = array, printable(name)
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype = np.dtype(array.dtype)
         self.ndim = len(self.shape)
@@ -120,8 +123,12 @@ class CheckedSource:
         self.chunks: tuple[int, ...] = tuple(array.chunks)
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        with reading(self._path):
+        with reading(self.name, lambda: self._where(index)):
             return np.asarray(self._array[index])
+
+    def _where(self, index: Any) -> str:
+        """Words before the name that say where in the array reading `index` failed, if that is known."""
+        return ""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[...], dtype=dtype)
@@ -158,8 +165,8 @@ class Target:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what libraries raise on bad content into an `ImageFileError` that names the file."""
+def reading(path: Path | str, where: Callable[[], str] = str) -> Iterator[None]:
+    """Turn what libraries raise on bad content into an `ImageFileError` that names the file, and `where` in it."""
     try:
         yield
     except (ImageFileError, MemoryError):
@@ -172,12 +179,19 @@ def reading(path: Path) -> Iterator[None]:
                 f"{printable(path)} is compressed in a way that needs a package to read ({error}). Install it: pip install imagecodecs"
             ) from error
         raise ImageFileError(
-            f"{printable(path)} is damaged or not of a kind that can be read ({type(error).__name__}: {error!s:.200}). "
+            f"{where()}{printable(path)} is damaged or not of a kind that can be read ({type(error).__name__}: {error!s:.200}). "
             "A whole image is expected; copy it again or export it again from the program that made it."
         ) from error
 
 
-def printable(path: Path) -> str:
+def share(part: int, whole: int, what: str) -> str:
+    """``"12 of 400 chunks (3%)"``."""
+    percent = 100 * part / whole
+    rounded = "under 1" if percent < 1 else "over 99" if 99 < percent < 100 else f"{percent:.0f}"
+    return f"{part} of {whole} {what} ({rounded}%)"
+
+
+def printable(path: Path | str) -> str:
     """The path, with bytes that are no text escaped, so that printing it never fails."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 

@@ -29,6 +29,7 @@ from dn_core.files.image import (
     check_written,
     printable,
     reading,
+    share,
 )
 from dn_core.safe_write import replaced_file
 
@@ -58,7 +59,7 @@ _lock = threading.RLock()
 # Reading
 
 
-def open_tiff(path: Path, stack: contextlib.ExitStack, *, missing: str) -> ImageFile:
+def open_tiff(path: Path, stack: contextlib.ExitStack, *, missing: str | None) -> ImageFile:
     """Open a TIFF for as long as `stack` lives."""
     import tifffile
 
@@ -72,14 +73,17 @@ def open_tiff(path: Path, stack: contextlib.ExitStack, *, missing: str) -> Image
         check_pixel_count(path, series.shape)
         check_dtype(path, series.dtype)
         _check_colours(path, series)
-        _check_planes(path, tif, series, pages, missing)
-        _check_segments(path, series, pages, missing)
+        absent = [_check_planes(path, tif, series, pages, missing), _check_segments(path, series, pages, missing)]
         kind = _kind(tif, series)
         metadata = _metadata(tif, series, kind)
         source, axes = _source(path, series, kind, metadata), series.axes.replace("I", "Q")
     if len(axes) < source.ndim:
         axes += "S"  # a palette was expanded
-    return ImageFile(path, source, axes, kind, metadata, notes)
+    words = " and ".join(filter(None, absent))
+    if words:
+        words = f"{words} are missing and were read as {series.keyframe.nodata:g}"
+        notes = (*notes, words)
+    return ImageFile(path, source, axes, kind, metadata, notes, words)
 
 
 @contextlib.contextmanager
@@ -139,10 +143,10 @@ def _check_colours(path: Path, series: TiffPageSeries) -> None:
         raise ImageFileError(f"{printable(path)} has {name} colours; grey, RGB or RGBA is expected. Convert it to RGB first.")
 
 
-def _check_planes(path: Path, tif: TiffFile, series: TiffPageSeries, pages: list[Any], missing: str) -> None:
-    """Compare the planes that the description promises with the pages that are there."""
+def _check_planes(path: Path, tif: TiffFile, series: TiffPageSeries, pages: list[Any], missing: str | None) -> str:
+    """Compare the planes that the description promises with the pages that are there; words for those that are not."""
     absent = sum(page is None for page in pages)
-    if absent and missing == "refuse":
+    if absent and missing != "fill":  # no sparse file, but one that contradicts itself
         raise ImageFileError(
             f"{printable(path)} lacks {absent} of {len(pages)} planes that its OME description promises. A whole file is expected; "
             'export it again, or accept zeros for them with missing="fill".'
@@ -155,10 +159,11 @@ def _check_planes(path: Path, tif: TiffFile, series: TiffPageSeries, pages: list
         raise ImageFileError(
             f"{printable(path)} holds {series.shape} where its description promises {tuple(said[0]['shape'])}. Export it again."
         )
+    return share(absent, len(pages), "planes") if absent else ""
 
 
-def _check_segments(path: Path, series: TiffPageSeries, pages: list[Any], missing: str) -> None:
-    """Refuse strips and tiles that are missing, lie outside the file, or would decode to too much."""
+def _check_segments(path: Path, series: TiffPageSeries, pages: list[Any], missing: str | None) -> str:
+    """Refuse strips and tiles that lie outside the file or would decode to too much; words for those that a sparse file leaves out."""
     size = path.stat().st_size
     nbytes = math.prod(series.shape) * series.dtype.itemsize
     if series.dataoffset is not None:
@@ -166,7 +171,9 @@ def _check_segments(path: Path, series: TiffPageSeries, pages: list[Any], missin
             raise ImageFileError(
                 f"{printable(path)} is cut off: {series.dataoffset + nbytes} bytes are expected, it has {size}. Copy it again."
             )
-        return
+        if series.dataoffset == 0:  # the file's own header
+            raise ImageFileError(f"{printable(path)} has no pixels: it was never finished. Copy it again or export it again.")
+        return ""
     page = series.keyframe
     segments = math.prod(page.chunked)
     if int(page.compression) != 1:
@@ -181,23 +188,33 @@ def _check_segments(path: Path, series: TiffPageSeries, pages: list[Any], missin
                 f"{printable(path)} claims {nbytes} bytes of pixels in a file of {size} bytes; it is damaged or no real image."
             )
     needed = -(-page.imagelength * page.imagewidth * page.samplesperpixel * page.bitspersample // 8)
-    for index, found in enumerate(pages):
-        if found is not None:
-            _check_page(path, index, found, size, segments, needed if page.is_contiguous else 0, missing)
+    there = [found for found in pages if found is not None]
+    absent = sum(_check_page(path, found, size, segments, needed if page.is_contiguous else 0) for found in there)
+    words = share(absent, segments * len(there), "tiles" if page.is_tiled else "strips") if absent else ""
+    if absent and missing == "refuse":
+        raise ImageFileError(f'{printable(path)} lacks {words}. Copy it again, or have them read as a fill value with missing="fill".')
+    if absent == segments * len(there) and missing != "fill":
+        raise ImageFileError(
+            f"{printable(path)} lacks {words}: it was never finished. Export it again, or have a fill value everywhere with "
+            'missing="fill".'
+        )
+    return words
 
 
-def _check_page(path: Path, index: int, page: Any, size: int, segments: int, needed: int, missing: str) -> None:
+def _check_page(path: Path, page: Any, size: int, segments: int, needed: int) -> int:
+    """Refuse what contradicts itself; how many strips or tiles are left out, which have no bytes."""
     offsets, counts = page.dataoffsets, page.databytecounts
     joined = page.is_contiguous and len(offsets) == 1  # tifffile joins strips that follow each other
     if (len(offsets) < segments and not joined) or sum(counts) < needed:
-        raise ImageFileError(f"{printable(path)} is damaged: page {index} lacks part of its data. Copy it again or export it again.")
+        raise ImageFileError(f"{printable(path)} is damaged: page {page.index} lacks part of its data. Copy it again or export it again.")
     for offset, count in zip(offsets, counts, strict=False):
         if offset + count > size:
             raise ImageFileError(
-                f"{printable(path)} is cut off: page {index} needs {offset + count} bytes, the file has {size}. Copy it again."
+                f"{printable(path)} is cut off: page {page.index} needs {offset + count} bytes, the file has {size}. Copy it again."
             )
-        if (count == 0 or offset == 0) and missing == "refuse":
-            raise ImageFileError(f'{printable(path)} lacks a strip or tile of page {index}. Accept zeros for such with missing="fill".')
+        if count and not offset:
+            raise ImageFileError(f"{printable(path)} is damaged: page {page.index} has data without a place. Export it again.")
+    return sum(count == 0 for count in counts)
 
 
 def _kind(tif: TiffFile, series: TiffPageSeries) -> str:

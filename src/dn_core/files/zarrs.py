@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import shutil
 import time
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from dn_core.errors import ImageFileError
 from dn_core.files.image import (
     SYMBOLS,
-    CheckedSource,
     ImageFile,
     Target,
     check_dtype,
@@ -26,7 +26,11 @@ from dn_core.files.image import (
     check_written,
     printable,
     reading,
+    share,
 )
+from dn_core.files.zarr_blocks import BlockWriter
+from dn_core.files.zarr_chunks import ZarrSource
+from dn_core.files.zarr_layout import Layout, create_as, read_layout, tell_dropped
 from dn_core.safe_write import replaced_folder
 
 __all__ = ["check_zarr", "create_zarr", "is_zarr", "open_zarr", "zarr_zstd"]
@@ -48,14 +52,14 @@ def is_zarr(path: Path) -> bool:
 # Reading
 
 
-def open_zarr(path: Path, *, missing: str) -> ImageFile:
+def open_zarr(path: Path, *, missing: str | None = None) -> ImageFile:
     """Open a zarr array, or level 0 of an OME-Zarr image."""
     import zarr
 
     with reading(path):
         node = zarr.open(path, mode="r")
         if isinstance(node, zarr.Array):
-            return _bare(path, node)
+            return _bare(path, node, missing)
         notes: list[str] = []
         if "bioformats2raw.layout" in node.attrs and "0" in node:
             node = node["0"]
@@ -63,18 +67,17 @@ def open_zarr(path: Path, *, missing: str) -> ImageFile:
         return _ome(path, node, notes, missing)
 
 
-def _bare(path: Path, array: Any) -> ImageFile:
+def _bare(path: Path, array: Any, missing: str | None) -> ImageFile:
     _check_array(path, array)
+    source = ZarrSource(array, path)
     names = getattr(array.metadata, "dimension_names", None)
     axes = _letters(names) if names else "YX"[-array.ndim :].rjust(array.ndim, "Q")
-    # zarr itself leaves empty chunks out, so a bare array that lacks some is no broken one.
-    found, notes = array.nchunks_initialized, []
-    if found < array.nchunks:
-        notes.append(f"{found} of {array.nchunks} chunks are there; the others are read as {array.fill_value}")
-    return ImageFile(path, CheckedSource(array, path), axes, "zarr", {"zarr_format": array.metadata.zarr_format}, tuple(notes))
+    metadata = {"zarr_format": array.metadata.zarr_format, "layouts": {"0": read_layout(array, path)}}
+    words = _missing(source, missing)
+    return ImageFile(path, source, axes, "zarr", metadata, (words,) if words else (), words)
 
 
-def _ome(path: Path, group: Any, notes: list[str], missing: str) -> ImageFile:
+def _ome(path: Path, group: Any, notes: list[str], missing: str | None) -> ImageFile:
     attributes = dict(group.attrs)
     ome = attributes.get("ome", attributes)
     multiscales = ome.get("multiscales")
@@ -85,31 +88,35 @@ def _ome(path: Path, group: Any, notes: list[str], missing: str) -> ImageFile:
         )
     first = multiscales[0]
     paths = [str(dataset["path"]) for dataset in first["datasets"]]
-    levels = [_level(path, group, name) for name in paths]
-    source = levels[0]
-    if source is None:
+    levels = {name: _level(path, group, name) for name in paths}
+    array = levels[paths[0]]
+    if array is None:
         raise ImageFileError(f"{printable(path)} lacks level {paths[0]!r}, which its description names. Copy or export it again.")
-    _check_array(path, source)
-    if missing == "refuse":
-        _check_chunks(path, source)
+    _check_array(path, array)
+    source = ZarrSource(array, path)
     if "labels" in group:
         notes.append("there are labels beside the image; they are not copied to an output")
     if len(multiscales) > 1:
         notes.append(f"{len(multiscales)} images in the file; the first is used")
     if len(paths) > 1:
         notes.append(f"pyramid of {len(paths)} levels; level 0 is used")
+    if lost := [name for name, level in levels.items() if level is None]:
+        notes.append(f"levels of the pyramid are missing ({', '.join(lost)}); an output will not have them")
     said = first.get("axes") or list("tczyx"[-source.ndim :])
     metadata = _metadata(first, said, ome)
     metadata.update(
-        zarr_format=source.metadata.zarr_format,
+        zarr_format=array.metadata.zarr_format,
         version=str(ome.get("version") or first.get("version") or ""),
         attributes=attributes,
-        levels=[(name, tuple(level.shape)) for name, level in zip(paths, levels, strict=True) if level is not None],
+        levels=[(name, tuple(level.shape)) for name, level in levels.items() if level is not None],
+        layouts={name: read_layout(level, path / level.path) for name, level in levels.items() if level is not None},
     )
     axes = _letters([axis["name"] if isinstance(axis, dict) else axis for axis in said])
     if len(axes) != source.ndim:
         raise ImageFileError(f"{printable(path)} describes {len(axes)} axes, its data have {source.ndim}. Export it again.")
-    return ImageFile(path, CheckedSource(source, path), axes, "ome-zarr", metadata, tuple(notes))
+    if words := _missing(source, missing):
+        notes.append(words)
+    return ImageFile(path, source, axes, "ome-zarr", metadata, tuple(notes), words)
 
 
 def _level(path: Path, group: Any, name: str) -> Any:
@@ -130,13 +137,17 @@ def _check_array(path: Path, array: Any) -> None:
         )
 
 
-def _check_chunks(path: Path, array: Any) -> None:
-    found = array.nchunks_initialized
-    if found < array.nchunks:
+def _missing(source: ZarrSource, missing: str | None) -> str:
+    """Words for the chunks that are missing, or an error where none may be."""
+    count = source.count
+    if missing == "refuse" and count.missing:
         raise ImageFileError(
-            f"{printable(path)} has {found} of {array.nchunks} chunks: it is incomplete, or its writer left out empty chunks. "
-            f'Copy it again, or accept {array.fill_value} for them with missing="fill".'
+            f"{source.name} lacks {share(count.missing, count.total, 'chunks')}: it is incomplete, or its writer left out empty chunks. "
+            f'Copy it again, or have them read as {count.fill} with missing="fill".'
         )
+    if missing == "refuse" and count.unknown:
+        raise ImageFileError(f'{source.name}: {count.in_words}. Use missing="fill" to accept that.')
+    return count.in_words
 
 
 def _letters(names: Any) -> str:
@@ -195,21 +206,28 @@ def create_zarr(path: Path, like: ImageFile) -> Iterator[Target]:
     order = sorted(range(len(like.axes)), key=lambda index: "TQCZYX".index(like.axes[index]))
     if like.format != "ome-zarr" and order != list(range(len(order))):
         stored = np.broadcast_to(np.zeros((), like.dtype), [like.shape[index] for index in order])
-        like = dataclasses.replace(like, source=stored, axes="".join(like.axes[index] for index in order))
+        layouts = {name: layout.reordered(order) for name, layout in like.metadata.get("layouts", {}).items()}
+        metadata = {**like.metadata, "layouts": layouts}
+        like = dataclasses.replace(like, source=stored, axes="".join(like.axes[index] for index in order), metadata=metadata)
     else:
         order = list(range(len(order)))
     levels = like.metadata.get("levels") or [("0", like.shape)]
     if levels[0][1] != like.shape:  # not the image whose pyramid this was
         levels = [(levels[0][0], like.shape)]
+    dropped = (name for level in levels if (layout := _layout(like, *level)) for name in layout.dropped)
+    tell_dropped(dropped, printable(like.path), stacklevel=4)
     with replaced_folder(path) as temporary, _no_late_writes(temporary):
         group = zarr.create_group(temporary, zarr_format=2 if version2 else 3)
-        array = _create_level(group, levels[0][0], like, like.shape, version2)
-        target = Target(_Reordered(array, order))
+        array = _create_level(group, temporary, levels[0][0], like, like.shape, version2)
+        writer = BlockWriter(array, temporary.parent)
+        target = Target(_Reordered(writer, order))
         try:
             yield target
+            writer.flush()
         finally:
             target.close()
-        factors = _add_levels(group, array, levels, like, version2)
+            writer.close()
+        factors = _add_levels(group, temporary, array, levels, like, version2)
         group.attrs.update(_attributes(like, factors, version2))
         check_written(temporary, open_zarr(temporary, missing="refuse"), like.shape, like.dtype)
 
@@ -264,10 +282,15 @@ class _Reordered:
         return turned
 
 
-def _create_level(group: Any, name: str, like: ImageFile, shape: tuple[int, ...], version2: bool) -> Any:
+def _create_level(group: Any, folder: Path, name: str, like: ImageFile, shape: tuple[int, ...], version2: bool) -> Any:
+    """An array for a level: in the layout that it had in the input, or in our own."""
+    if layout := _layout(like, name, shape):
+        if "/" in name:
+            group.require_group(str(PurePosixPath(name).parent))
+        return create_as(layout, shape, _axis_names(like), folder / name)
     chunks = like.source.chunks if like.format in ("ome-zarr", "zarr") and hasattr(like.source, "chunks") else None
     chunks = chunks or (1,) * (len(shape) - 2) + (512, 512)
-    options: dict[str, Any] = {"dimension_names": [axis.lower() for axis in like.axes]}
+    options: dict[str, Any] = {"dimension_names": _axis_names(like)}
     if version2:
         import numcodecs
 
@@ -282,10 +305,22 @@ def _create_level(group: Any, name: str, like: ImageFile, shape: tuple[int, ...]
         chunks=tuple(min(chunk, size) for chunk, size in zip(chunks, shape, strict=True)),
         compressors=compressor,
         fill_value=0,
-        # A chunk that is not there would read as an unfinished file.
+        # Empty chunks too: only so is a chunk that was lost told from a black one.
         config={"write_empty_chunks": True},
         **options,
     )
+
+
+def _layout(like: ImageFile, name: str, shape: tuple[int, ...]) -> Layout | None:
+    """How a level lay in the input, if it was of this shape and dtype."""
+    layout: Layout | None = like.metadata.get("layouts", {}).get(name)
+    return layout if layout and layout.shape == shape and layout.dtype == like.dtype else None
+
+
+def _axis_names(like: ImageFile) -> list[str]:
+    """What the description of the image will call its axes."""
+    multiscale, same = _multiscale(like)
+    return [axis["name"] for axis in (same and multiscale.get("axes")) or _axes(like)]
 
 
 def zarr_zstd() -> Any:
@@ -295,7 +330,9 @@ def zarr_zstd() -> Any:
     return ZstdCodec(level=3, checksum=True)
 
 
-def _add_levels(group: Any, array: Any, levels: list[Any], like: ImageFile, version2: bool) -> dict[str, tuple[int, ...]]:
+def _add_levels(
+    group: Any, folder: Path, array: Any, levels: list[Any], like: ImageFile, version2: bool
+) -> dict[str, tuple[int, ...]]:
     """Make the further levels by block means; give the factors in each axis of all that were kept."""
     kept: dict[str, tuple[int, ...]] = {levels[0][0]: (1,) * len(like.shape)}
     total = (1,) * len(like.shape)
@@ -306,8 +343,13 @@ def _add_levels(group: Any, array: Any, levels: list[Any], like: ImageFile, vers
                 f"level {name!r} of the pyramid is no whole shrinking of the level before in y and x; it is left out", stacklevel=4
             )
             continue
-        smaller = _create_level(group, name, like, tuple(shape), version2)
-        _shrink(array, smaller, steps[-2], steps[-1])
+        smaller = _create_level(group, folder, name, like, tuple(shape), version2)
+        writer = BlockWriter(smaller, folder.parent)
+        try:
+            _shrink(array, writer, smaller.chunks, steps)
+            writer.flush()
+        finally:
+            writer.close()
         total = tuple(a * b for a, b in zip(total, steps, strict=True))
         kept[name], array = total, smaller
     return kept
@@ -321,15 +363,20 @@ def _steps(large: tuple[int, ...], small: tuple[int, ...]) -> tuple[int, ...] | 
     return steps if whole else None
 
 
-def _shrink(large: Any, small: Any, step_y: int, step_x: int) -> None:
-    """Block means, in bands of rows, so that memory is bounded."""
-    rows = max(1, BAND_BYTES // max(1, large.shape[-1] * step_y * 8))
-    rows = max(small.chunks[-2], rows // small.chunks[-2] * small.chunks[-2])  # whole chunks are written once
-    for index in np.ndindex(*large.shape[:-2]):
-        for start in range(0, small.shape[-2], rows):
-            stop = min(start + rows, small.shape[-2])
-            band = np.asarray(large[(*index, slice(start * step_y, stop * step_y), slice(0, small.shape[-1] * step_x))])
-            small[(*index, slice(start, stop), slice(None))] = _block_mean(band, step_y, step_x, np.dtype(small.dtype))
+def _shrink(large: Any, small: BlockWriter, chunks: tuple[int, ...], steps: tuple[int, ...]) -> None:
+    """Block means, in parts whose size is bounded and in which whole chunks are read."""
+    part = [max(-(-chunk // step), own) for chunk, own, step in zip(large.chunks, chunks, steps, strict=True)]
+    nbytes = math.prod(part) * math.prod(steps) * large.dtype.itemsize
+    for axis in (small.ndim - 1, small.ndim - 2):  # chunks beside each other, as many as there is room for
+        fitting = max(1, min(BAND_BYTES // nbytes, -(-small.shape[axis] // part[axis])))
+        part[axis], nbytes = part[axis] * fitting, nbytes * fitting
+    for start in itertools.product(*(range(0, size, length) for size, length in zip(small.shape, part, strict=True))):
+        there = tuple(slice(at, min(at + length, size)) for at, length, size in zip(start, part, small.shape, strict=True))
+        block = np.asarray(large[tuple(slice(s.start * step, s.stop * step) for s, step in zip(there, steps, strict=True))])
+        mean = np.empty([s.stop - s.start for s in there], small.dtype)
+        for plane in np.ndindex(*block.shape[:-2]):
+            mean[plane] = _block_mean(block[plane], steps[-2], steps[-1], small.dtype)
+        small[there] = mean
 
 
 def _block_mean(band: NDArray[Any], step_y: int, step_x: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -349,8 +396,7 @@ def _attributes(like: ImageFile, factors: dict[str, tuple[int, ...]], version2: 
     version = "0.4" if version2 else "0.5"
     attributes = dict(known.get("attributes", {}))
     old = dict(attributes.get("ome", attributes))
-    multiscale = dict((old.get("multiscales") or [{}])[0])
-    same = known.get("version") == version
+    multiscale, same = _multiscale(like)
     if same:
         datasets = {dataset["path"]: dataset for dataset in multiscale["datasets"]}
         multiscale["datasets"] = [datasets[name] for name in factors]
@@ -372,6 +418,13 @@ def _attributes(like: ImageFile, factors: dict[str, tuple[int, ...]], version2: 
     ome.update(version=version, multiscales=[multiscale])
     others = {key: value for key, value in attributes.items() if key not in ("ome", "multiscales", "omero")}
     return {**others, "ome": ome}
+
+
+def _multiscale(like: ImageFile) -> tuple[dict[str, Any], bool]:
+    """The description of the input, and whether it is one of the version that is written and thus stays."""
+    attributes = like.metadata.get("attributes", {})
+    multiscale = dict((dict(attributes.get("ome", attributes)).get("multiscales") or [{}])[0])
+    return multiscale, like.metadata.get("version") == ("0.4" if like.metadata.get("zarr_format") == 2 else "0.5")
 
 
 def _axes(like: ImageFile) -> list[dict[str, str]]:

@@ -63,14 +63,16 @@ def check_out(out: Any, image: Any, source: Any) -> None:
 
 
 def new_array(source: Any, available: int) -> Any:
-    """An array in memory for the result: a zarr array for one, numpy's else."""
+    """An array in memory for the result: for a zarr array one with its chunks, shards and codecs, numpy's else."""
     shape, dtype = tuple(source.shape), np.dtype(source.dtype)
     advice = "Give out=, a memory map or a zarr array on disk, or a dask array, or use the command dn-resnet denoise."
     check_memory(f"the result of shape {shape}", bytes_of(source), available, advice)
     if kind_of(source) == "zarr":
-        import zarr
+        from dn_core.files.zarr_layout import create_as, read_layout, tell_dropped
 
-        return zarr.create_array({}, shape=shape, dtype=dtype, chunks=source.chunks)
+        layout = read_layout(source)
+        tell_dropped(layout.dropped, str(source.store_path), stacklevel=4)
+        return create_as(layout, shape)
     return np.empty(shape, dtype)
 
 

@@ -6,6 +6,7 @@ the image. The input is never written to, the output never shares memory with it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
@@ -201,6 +202,8 @@ def denoise_steps(
     out
         A writable array of the image's shape and dtype to write to, such as a memory map or a zarr array on disk.
 
+    Chunks that a zarr array lacks are read as its fill value, with a warning that says how many; of a dask array nobody can tell.
+
     Yields
     ------
     Progress
@@ -225,7 +228,34 @@ def denoise_steps(
     else:
         check_out(out, image, source)
         target = out
-    yield from _denoise_planes(source, target, axes, settings, available)
+    if kind_of(source) == "zarr":
+        source = _with_missing_told(source)
+    if kind_of(target) == "zarr" and (target.shards or out is None):
+        yield from _into_chunks(source, target, axes, settings, available)
+    else:
+        yield from _denoise_planes(source, target, axes, settings, available)
+
+
+def _with_missing_told(array: Any) -> Any:
+    """A zarr array as a source whose reading errors name the chunk; a warning for chunks that are not there."""
+    from dn_core.files.zarr_chunks import ZarrSource
+
+    source = ZarrSource(array)
+    if source.count.in_words:
+        warnings.warn(f"{source.name}: {source.count.in_words}", UserWarning, stacklevel=4)
+    return source
+
+
+def _into_chunks(source: Any, out: Any, axes: Axes, settings: Settings, available: int) -> Iterator[Progress]:
+    """Steps into a zarr array whose chunks, or shards, are written whole, each once."""
+    from dn_core.files.zarr_blocks import BlockWriter
+
+    with contextlib.closing(BlockWriter(out)) as target:
+        for step in _denoise_planes(source, target, axes, settings, available):
+            if step.result is not None:
+                target.flush()
+                step = replace(step, result=out)
+            yield step
 
 
 @dataclass(frozen=True)
