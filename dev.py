@@ -2,7 +2,8 @@
 
     python3 dev.py run [IMAGE] [--gui]     denoise IMAGE (or a sample), show numbers, write before and after side by side;
                                            --gui opens them in napari
-    python3 dev.py test [PYTEST ARGUMENT]  lint, types and tests; what follows goes to pytest, as in: test -k noise -m "not slow"
+    python3 dev.py test [PYTEST ARGUMENT]  lint, types and tests, a process a core; what follows goes to pytest, which then runs in one
+                                           process: test -k noise -m "not slow"
 
 The first call makes .venv beside this file and installs into it. Later calls start at once, as long as pyproject.toml's dependencies and
 constraints.txt stay as they are.
@@ -32,6 +33,9 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "dev-stamp.json"
 TOOLS = ROOT / ".venv-tools"  # virtualenv, where Python comes without the means to make environments
 LOG = ROOT / ".venv-setup.log"
+
+# Tests that share a screen or a cluster stay in one process (tests/conftest.py).
+SIDE_BY_SIDE = ["--numprocesses", "auto", "--dist", "loadgroup"]
 
 # What Qt's xcb platform plugin, OpenGL and the virtual screen need on Debian and Ubuntu, with the library that each is wanted for.
 # What these bring along (libxcb-image0, libxcb-render-util0, libxcb-xkb1, libxcb-randr0 ...) is not named.
@@ -95,7 +99,7 @@ def test(arguments: list[str]) -> int:
     checks = {
         "ruff": [python, "-m", "ruff", "check", "."],
         "mypy": [python, "-m", "mypy"],
-        "pytest": [*virtual_screen(), python, "-m", "pytest", *arguments],
+        "pytest": [*virtual_screen(), python, "-m", "pytest", *(arguments or SIDE_BY_SIDE)],
     }
     for name, command in checks.items():
         print(f"== {name}", flush=True)
