@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from filelock import FileLock, Timeout
 from fsspec.core import url_to_fs
 
 from dn_cluster.command import app_of, explained
@@ -28,6 +27,7 @@ from dn_core.checkpoints import Card, load_checkpoint
 from dn_core.errors import RegistryError
 from dn_core.evaluation import measure
 from dn_core.evaluation.measure import Image, Level
+from dn_core.locks import locked
 from dn_core.models import registry
 from dn_core.models.index import FILE, MAX_INDEX_BYTES, Entry, Index, check_name, content_name, index_bytes, parse_index
 from dn_core.models.web import check_address, read_whole
@@ -202,11 +202,8 @@ def alone(address: str) -> Iterator[None]:
     if check_address(address) == "store":
         yield
         return
-    try:
-        with FileLock(Path(address) / LOCK_FILE, timeout=LOCK_SECONDS):
-            yield
-    except Timeout:
-        raise BlockingIOError(errno.EAGAIN, "another publisher holds the registry; wait for it or stop it", address) from None
+    with locked(Path(address) / LOCK_FILE, LOCK_SECONDS, "another publisher holds the registry; wait for it or stop it"):
+        yield
 
 
 def open_registry(address: str) -> str:

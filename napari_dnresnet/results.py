@@ -134,6 +134,8 @@ class Plan:
 def empty_target(plan: Plan, folder: str = "") -> Any:
     """Where a large result is written: a zarr array in a temporary folder, which is deleted when no array uses it any more.
 
+    What a napari that was killed left there is cleared first.
+
     Raises
     ------
     OSError
@@ -141,12 +143,15 @@ def empty_target(plan: Plan, folder: str = "") -> Any:
     """
     import zarr
 
+    from dn_core.safe_write import clear_leftovers, free_bytes, named_by_process
+
     place = Path(folder) if folder else Path(tempfile.gettempdir())
     if not place.is_dir():
         raise FileNotFoundError(
             2, "the folder for large results is not there; make it, or name another in the plugin's preferences", str(place)
         )
-    free = shutil.disk_usage(place).free
+    clear_leftovers(place, "dnresnet")
+    free = free_bytes(place)
     if plan.nbytes > free:
         raise OSError(
             28,
@@ -154,7 +159,8 @@ def empty_target(plan: Plan, folder: str = "") -> Any:
             "plugin's preferences",
             str(place),
         )
-    own = tempfile.mkdtemp(prefix="dnresnet-", dir=place)
+    own = named_by_process(place, "dnresnet", "result")
+    own.mkdir(0o700)
     chunks = [1] * len(plan.axes.shape)
     for axis in plan.axes.spatial:
         chunks[axis] = min(plan.axes.shape[axis], CHUNK_SIDE)
@@ -170,7 +176,7 @@ def discard(array: Any) -> None:
         shutil.rmtree(Path(array.store.root).parent, ignore_errors=True)
 
 
-def _temporary_store(folder: str) -> Any:
+def _temporary_store(folder: Path) -> Any:
     """A store whose folder goes with it. Copies of a layer share it: a copy of its array is another array on the same files."""
     from zarr.storage import LocalStore
 
@@ -178,7 +184,7 @@ def _temporary_store(folder: str) -> Any:
         def __deepcopy__(self, memo: Any) -> Any:
             return self
 
-    store = TemporaryStore(Path(folder) / "denoised.zarr")
+    store = TemporaryStore(folder / "denoised.zarr")
     weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
     return store
 

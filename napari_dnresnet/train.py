@@ -303,21 +303,21 @@ class _Planes:
 
 
 def _hand_over(material: dict[str, _Planes], folder: Path) -> Iterator[dict[str, Path]]:
-    """Write arrays to files that the training maps into memory; files with the same content stay, so that a training goes on."""
+    """Write arrays to files that the training reads piece by piece; files with the same content stay, so that a training goes on."""
+    from dn_core.safe_write import free_bytes, replaced_file
+
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(int(np.prod(planes.shape, dtype=object)) * planes.dtype.itemsize for planes in material.values())
-    if needed > (free := shutil.disk_usage(folder).free):
+    if needed > (free := free_bytes(folder)):
         raise OSError(28, f"the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free there; make room, or crop them", str(folder))
     files = {}
     for option, planes in material.items():
         files[option] = folder / f"{option}.npy"
-        temporary = files[option].with_suffix(".part")
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=planes.dtype, shape=planes.shape)
-        for index in np.ndindex(planes.shape[:-2]):
-            array[index] = planes.plane(index)
-        array.flush()
-        del array
-        temporary.replace(files[option])
+        header = {"descr": np.lib.format.dtype_to_descr(planes.dtype), "fortran_order": False, "shape": planes.shape}
+        with replaced_file(files[option]) as temporary, open(temporary, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for index in np.ndindex(planes.shape[:-2]):
+                file.write(np.ascontiguousarray(planes.plane(index), planes.dtype).data)
     yield files
 
 

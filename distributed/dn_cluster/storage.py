@@ -6,14 +6,13 @@ import contextlib
 import errno
 import io
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from dn_core.safe_write import replaced_file
+from dn_core.safe_write import free_bytes, replaced_file
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -111,7 +110,7 @@ class Storage:
         FullDiskError
             When fewer bytes are free.
         """
-        if self.is_local and (free := shutil.disk_usage(self.address).free) < needed:
+        if self.is_local and (free := free_bytes(Path(self.address))) < needed:
             advice = "make room and give the same command again"
             raise FullDiskError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free; {advice}", self.address)
 

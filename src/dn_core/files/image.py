@@ -40,7 +40,7 @@ class ImageFile:
     path
         The file or folder.
     source
-        A numpy array, memory map or zarr-like array with ``shape``, ``dtype`` and slicing, in the order of the file. Reading
+        A numpy array or an array on disk with ``shape``, ``dtype`` and slicing, in the order of the file. Reading
         damaged data through it raises `ImageFileError`.
     axes
         A letter for each axis: T, Z, C, Y, X, S (samples of RGB, RGBA or grey with alpha), Q (the file does not say).
@@ -82,9 +82,7 @@ class ImageFile:
     @property
     def pixels(self) -> NDArray[Any]:
         """All of `source`, in memory."""
-        # A memory map is copied: a file that shrinks under a map kills the process.
-        copy = isinstance(self.source, np.memmap)
-        return np.array(self.source[...], dtype=self.dtype, order="C", copy=copy or None, subok=False)
+        return np.array(self.source[...], dtype=self.dtype, order="C", copy=None, subok=False)
 
     @property
     def alpha(self) -> bool:
@@ -140,7 +138,7 @@ class CheckedSource:
 class Target:
     """Where the blocks of a new image go: ``target[index] = block`` for any basic numpy index, in any order.
 
-    It ends with the ``with`` block that made it, so that no map of the file stays open.
+    It ends with the ``with`` block that made it, so that the file does not stay open.
     """
 
     def __init__(self, array: Any) -> None:

@@ -1,4 +1,4 @@
-"""TIFF in its kinds: plain, OME-TIFF, ImageJ. Reading is lazy where the file allows it, writing goes through a memory map."""
+"""TIFF in its kinds: plain, OME-TIFF, ImageJ. Reading is lazy where the file allows it, writing goes block by block to its place."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import contextlib
 import errno
 import logging
 import math
-import os
 import re
-import shutil
 import threading
 import warnings
 from collections.abc import Iterator
@@ -31,7 +29,8 @@ from dn_core.files.image import (
     reading,
     share,
 )
-from dn_core.safe_write import replaced_file
+from dn_core.files.raw import RawArray, open_raw
+from dn_core.safe_write import free_bytes, replaced_file
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
@@ -76,7 +75,7 @@ def open_tiff(path: Path, stack: contextlib.ExitStack, *, missing: str | None) -
         absent = [_check_planes(path, tif, series, pages, missing), _check_segments(path, series, pages, missing)]
         kind = _kind(tif, series)
         metadata = _metadata(tif, series, kind)
-        source, axes = _source(path, series, kind, metadata), series.axes.replace("I", "Q")
+        source, axes = _source(path, stack, series, kind, metadata), series.axes.replace("I", "Q")
     if len(axes) < source.ndim:
         axes += "S"  # a palette was expanded
     words = " and ".join(filter(None, absent))
@@ -221,13 +220,15 @@ def _kind(tif: TiffFile, series: TiffPageSeries) -> str:
     return {"ome": "ome-tiff", "imagej": "imagej-tiff"}.get(series.kind, "tiff")
 
 
-def _source(path: Path, series: TiffPageSeries, kind: str, metadata: dict[str, Any]) -> Any:
+def _source(path: Path, stack: contextlib.ExitStack, series: TiffPageSeries, kind: str, metadata: dict[str, Any]) -> Any:
     page = series.keyframe
     if int(page.photometric) == 3 and kind == "tiff":
         return _expanded_palette(series.asarray(), page.colormap, metadata)
     if series.dataoffset is not None and series.dtype.kind != "b":
         byteorder = series.dtype.newbyteorder(metadata["byteorder"])
-        return np.memmap(path, byteorder, "r", series.dataoffset, series.shape, "C")
+        source = open_raw(path, byteorder, series.shape, series.dataoffset)
+        stack.callback(source.close)
+        return source
     if math.prod(series.shape) * series.dtype.itemsize <= EAGER_BYTES:
         return series.asarray().reshape(series.shape)
     import zarr
@@ -343,7 +344,7 @@ def check_tiff(path: Path, like: ImageFile) -> None:
         raise ValueError(f"axes {like.axes} cannot be written as OME-TIFF. Choose a name that ends in .tif alone.")
     if not like.axes.endswith(("YXS", "SYX") if like.rgb else "YX"):
         raise ValueError(f"axes {like.axes} cannot be written as TIFF; YX, YXS or SYX are expected last. Transpose the image first.")
-    needed, free = math.prod(like.shape) * like.dtype.itemsize, shutil.disk_usage(path.parent).free
+    needed, free = math.prod(like.shape) * like.dtype.itemsize, free_bytes(path.parent)
     if needed > free:
         raise OSError(errno.ENOSPC, f"the output needs {needed} bytes, {free} are free. Make room or choose another place", str(path))
 
@@ -367,7 +368,7 @@ def _imagej_axes(axes: str) -> str:
 
 @contextlib.contextmanager
 def create_tiff(path: Path, like: ImageFile) -> Iterator[Target]:
-    """Give a `Target` over the memory map of an uncompressed TIFF."""
+    """Give a `Target` over the pixels of an uncompressed TIFF."""
     import tifffile
 
     def check(written: Path) -> None:
@@ -379,33 +380,21 @@ def create_tiff(path: Path, like: ImageFile) -> Iterator[Target]:
         warnings.warn(f"{path.name} is larger or of another kind than ImageJ's own TIFF can be; it is written as OME-TIFF", stacklevel=4)
     options = _options(kind, like)
     with replaced_file(path, check=check) as temporary:
-        if like.dtype.kind == "b":  # eight pixels share a byte, which no map can address
-            array: NDArray[Any] = np.zeros(like.shape, like.dtype)
+        if like.dtype.kind == "b":  # eight pixels share a byte
+            array: Any = np.zeros(like.shape, like.dtype)
         else:
-            array = tifffile.memmap(temporary, shape=like.shape, dtype=like.dtype, **options)
-            _allocate(temporary)
+            place = tifffile.imwrite(temporary, shape=like.shape, dtype=like.dtype, returnoffset=True, **options)
+            assert place is not None  # as nothing is compressed
+            array = open_raw(temporary, like.dtype.newbyteorder(options["byteorder"]), like.shape, place[0], writable=True)
         target = Target(array)
         try:
             yield target
-            if isinstance(array, np.memmap):
-                array.flush()
-            else:
+            if isinstance(array, np.ndarray):
                 tifffile.imwrite(temporary, array, **options)
         finally:
             target.close()
-            del array
-
-
-def _allocate(path: Path) -> None:
-    """Take the disk space now: writing into a map of a full disk kills the process, without an exception."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    with open(path, "rb+") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                raise OSError(error.errno, f"the output needs {path.stat().st_size} bytes, which are not free there", str(path)) from error
+            if isinstance(array, RawArray):
+                array.close()
 
 
 def _options(kind: str, like: ImageFile) -> dict[str, Any]:

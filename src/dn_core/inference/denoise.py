@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dn_core.checkpoints import Card, Checkpoint
+from dn_core.files.raw import RawArray
 from dn_core.inference.arrays import as_array, bytes_of, check_out, from_torch, kind_of, new_array, to_torch
 from dn_core.inference.engines import Engine, Precision, TileTooLargeError, build_engine, choose_device
 from dn_core.inference.hot_pixels import MARGIN, HotPixelAction, HotPixels, change_at, find_hot_pixels, hot_pixels_message
@@ -328,7 +329,7 @@ def _denoise_planes(source: Any, target: Any, axes: Axes, settings: Settings, av
     known: dict[Plane, Statistics] = {}
     planes, config = list(axes.planes()), settings.model.config
     tile = settings.fitting_tile(axes.plane_shape, len(planes), np.dtype(source.dtype), available)
-    if isinstance(source, np.ndarray):  # all is checked before the first pixel is written
+    if isinstance(source, (np.ndarray, RawArray)):  # all is checked before the first pixel is written
         total = len(planes) * count_tiles(axes.plane_shape, tile, config.halo, config.shuffle)[0]
         for plane in planes:
             known[plane] = _checked_statistics(source, plane, settings.nonfinite)

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -22,8 +21,9 @@ from typing import Any
 
 from dn_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from dn_core.errors import CheckpointError, RegistryError, UnknownModelError
+from dn_core.locks import locked
 from dn_core.models.index import FILE, NAME, Entry, Index, check_name, content_name, index_bytes, parse_index
-from dn_core.safe_write import replaced_file
+from dn_core.safe_write import clear_leftovers, replaced_file
 
 __all__ = [
     "Entry",
@@ -44,8 +44,6 @@ __all__ = [
 LOCK_FILE = ".lock"
 LOCK_SECONDS = 60.0
 """How long to wait for another process that changes the models folder; each change takes milliseconds."""
-STALE_SECONDS = 24 * 3600
-"""Age at which the unfinished file of a process that was killed is removed."""
 
 
 def models_folder() -> Path:
@@ -292,30 +290,22 @@ def writable_models_folder() -> Path:
         raise PermissionError(
             13, "the models folder may not be written to; change its permissions, or name another in DN_MODELS", str(folder)
         )
-    for path in folder.glob(".part-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
+    clear_leftovers(folder)
     return folder
 
 
 @contextlib.contextmanager
 def _changing() -> Iterator[tuple[Index, Callable[[list[dict[str, Any]]], None]]]:
     """The models folder's index, with no other process changing it, and a function that replaces it."""
-    from filelock import FileLock, Timeout
-
     folder = writable_models_folder()
-    try:
-        with FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS):
-            index = _read(folder)
+    with locked(folder / LOCK_FILE, LOCK_SECONDS, "another process has kept the models folder locked; wait for it or stop it"):
+        index = _read(folder)
 
-            def write(records: list[dict[str, Any]]) -> None:
-                with replaced_file(folder / FILE) as temporary:
-                    temporary.write_bytes(index_bytes(index.sequence + 1, records))
+        def write(records: list[dict[str, Any]]) -> None:
+            with replaced_file(folder / FILE) as temporary:
+                temporary.write_bytes(index_bytes(index.sequence + 1, records))
 
-            yield index, write
-    except Timeout:
-        raise BlockingIOError(11, "another process has kept the models folder locked; wait for it or stop it", str(folder)) from None
+        yield index, write
 
 
 def _find(name_or_path: str | Path) -> Entry | Path:

@@ -12,17 +12,17 @@ import difflib
 import errno
 import hashlib
 import json
-import shutil
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dn_core.errors import CheckpointError, RegistryError, UnknownModelError
+from dn_core.locks import locked
 from dn_core.models import registry
 from dn_core.models.index import FILE, MAX_INDEX_BYTES, Entry, check_name, content_name, parse_index
 from dn_core.models.web import Limits, check_address, read_pieces, read_whole, shown
-from dn_core.safe_write import replaced_file
+from dn_core.safe_write import free_bytes, replaced_file
 
 __all__ = ["FetchProgress", "Limits", "fetch", "fetch_steps", "remote_entries"]
 
@@ -159,7 +159,7 @@ def _writing(target: Path) -> Iterator[None]:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if free < needed:
         advice = "make room, or name another folder in DN_MODELS"
         raise OSError(errno.ENOSPC, f"the model needs {needed} bytes, {free} are free; {advice}", str(folder))
@@ -179,13 +179,11 @@ def _keep_sequence(address: str, sequence: int) -> None:
     try:
         registry.writable_models_folder()
         path.parent.mkdir(exist_ok=True)
-        from filelock import FileLock
-
-        with FileLock(path.with_suffix(".lock"), timeout=registry.LOCK_SECONDS):
+        with locked(path.with_suffix(".lock"), registry.LOCK_SECONDS, "another process has kept it locked"):
             if sequence > _seen(path):
                 with replaced_file(path) as temporary:
                     temporary.write_text(json.dumps({"address": shown(address), "sequence": sequence}), encoding="utf-8")
-    except OSError as error:  # filelock's Timeout is one too
+    except OSError as error:
         warnings.warn(f"how new {shown(address)} is cannot be remembered ({error}); an old copy of it would not be noticed.", stacklevel=4)
 
 

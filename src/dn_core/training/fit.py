@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from dn_core.checkpoints import Card, Checkpoint, save_checkpoint
 from dn_core.inference.engines import choose_device
+from dn_core.locks import locked
 from dn_core.networks import DnResNet
 from dn_core.noise import noise_from_dict
 from dn_core.training.bank import Bank
@@ -188,16 +188,9 @@ def _steps(
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second training out of the folder; the system lets go of the lock when a process dies."""
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BlockingIOError(11, "another training is running in this folder; stop it, or choose another folder", str(folder)) from None
-    try:
+    """Keep a second training out of the folder."""
+    with locked(folder / LOCK_FILE, 0, "another training is running in this folder; stop it, or choose another folder"):
         yield
-    finally:
-        lock.release()
 
 
 def _progress(run: Run, speed: float, score: float | None) -> TrainProgress:

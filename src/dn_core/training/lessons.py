@@ -15,7 +15,7 @@ from dn_core.network_config import NetworkConfig
 from dn_core.noise import Noisy, noise_from_dict
 from dn_core.training.bank import turned
 from dn_core.training.material import Batch, Denoiser
-from dn_core.training.own_images import SMALLEST_SIDE, OwnImages, Scene
+from dn_core.training.own_images import SMALLEST_SIDE, OwnImages, Pixels, Scene
 from dn_core.training.recipes import Phase
 
 __all__ = ["Lessons", "Preview"]
@@ -128,7 +128,7 @@ class Lessons:
         )
         return Preview(noisy, first, second, reference)
 
-    def _chosen_repeats(self, scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    def _chosen_repeats(self, scene: Scene, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
         first, second = rng.choice(len(scene.noisy), 2, replace=False)
         return scene.noisy[first], scene.noisy[second]
 
@@ -227,5 +227,5 @@ def _with_margin(core: Window, shape: tuple[int, int], config: NetworkConfig) ->
     return (window[0], window[1]), (inner[0], inner[1])
 
 
-def _mean(plane: NDArray[np.generic]) -> float:
-    return float(plane.mean(dtype=np.float64))
+def _mean(plane: Pixels) -> float:
+    return float(np.mean(plane, dtype=np.float64))

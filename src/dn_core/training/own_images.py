@@ -21,6 +21,7 @@ from numpy.exceptions import AxisError
 from numpy.typing import NDArray
 
 from dn_core import files
+from dn_core.files.raw import RawArray, open_npy
 from dn_core.inference.arrays import as_array
 from dn_core.inference.planes import check_dtype, find_axes
 
@@ -28,6 +29,8 @@ __all__ = ["NoiseTable", "OwnImages", "Scene", "clean_and_noise", "pairs", "repe
 
 Kind = Literal["pairs", "repeats", "clean and noise"]
 NoiseTable = dict[str, Any]
+Pixels = NDArray[Any] | RawArray
+"""In memory, or in a .npy file that is read where it is looked at."""
 
 SMALLEST_SIDE = 32
 FEWEST_PIXELS = 2**13
@@ -48,13 +51,13 @@ class Scene:
     ``gain * clean + offset`` is the clean image in the grey levels of the noisy one.
     """
 
-    noisy: tuple[NDArray[Any], ...]
-    clean: NDArray[Any] | None = None
+    noisy: tuple[Pixels, ...]
+    clean: Pixels | None = None
     gain: float = 1.0
     offset: float = 0.0
 
     @property
-    def planes(self) -> tuple[NDArray[Any], ...]:
+    def planes(self) -> tuple[Pixels, ...]:
         """All images, the clean one last."""
         return self.noisy if self.clean is None else (*self.noisy, self.clean)
 
@@ -225,15 +228,15 @@ class _Image:
     array: Any
     axes: dict[str, Any]
 
-    def planes(self) -> list[NDArray[Any]]:
+    def planes(self) -> list[Pixels]:
         axes = find_axes(tuple(self.array.shape), self.axes.get("channel_axis"), self.axes.get("alpha"))
         turn = axes.spatial
-        found = [self.array[plane.index(slice(None), slice(None))] for plane in axes.planes()]
+        found = [_part(self.array, plane.index(slice(None), slice(None))) for plane in axes.planes()]
         return found if turn[0] < turn[1] else [plane.T for plane in found]
 
 
 def _read(images: Any, what: str) -> list[_Image]:
-    """Images from a path, an array or several arrays; memory maps stay on disk."""
+    """Images from a path, an array or several arrays; .npy files stay on disk, as memory maps do."""
     if isinstance(images, (str, Path)):
         return [_read_file(path, name) for path, name in _paths(Path(images))]
     if isinstance(images, (list, tuple)) and not any(isinstance(image, (str, Path, int, float)) for image in images):
@@ -262,10 +265,10 @@ def _paths(root: Path) -> list[tuple[Path, str]]:
 def _read_file(path: Path, name: str) -> _Image:
     if path.suffix.lower() == ".npy":
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = open_npy(path)
         except ValueError as error:
             raise ValueError(f"{path} is not an array that can be read ({error}); one that numpy.save wrote is expected.") from error
-        return _Image(name, np.asarray(as_array(array)), {})
+        return _Image(name, as_array(array), {})
     image = files.read_image(path)
     check_dtype(image.dtype)
     return _Image(name, image.source, image.channels())
@@ -287,8 +290,9 @@ def _scenes_of_repeats(image: _Image, axis: int) -> Iterator[Scene]:
         options = {"channel_axis": channel, "alpha": False} if channel is not None else {}
     else:
         options = {**image.axes, "channel_axis": channel - (channel > axis % ndim)} if channel is not None else {}
-    moved = np.moveaxis(image.array, axis, 0)
-    stacks = [_Image(image.name, repeat, options).planes() for repeat in moved]
+    before = (slice(None),) * (axis % ndim)
+    found = [_part(image.array, (*before, number)) for number in range(image.array.shape[axis])]
+    stacks = [_Image(image.name, repeat, options).planes() for repeat in found]
     yield from (Scene(tuple(planes)) for planes in zip(*stacks, strict=True))
 
 
@@ -325,7 +329,7 @@ def _range_of(scenes: Sequence[Scene]) -> tuple[float, float]:
     """Two percentiles of a sample of the pixels; the whole range for 8-bit images."""
     planes = [scene.planes[-1] for scene in scenes]
     if all(plane.dtype == np.uint8 for plane in planes):
-        return 0.0, 255.0 if any(plane.min() != plane.max() for plane in planes) else 0.0
+        return 0.0, 255.0 if any(np.min(plane) != np.max(plane) for plane in planes) else 0.0
     step = max(1, math.ceil(math.sqrt(sum(plane.size for plane in planes) / SAMPLE_PIXELS)))
     every = slice(None, None, step)
     sample = np.concatenate([scene.target((every, every)).ravel() for scene in scenes])
@@ -378,5 +382,10 @@ def _noise_table(noise: Any) -> NoiseTable:
     return dict(noise)
 
 
-def _digest(plane: NDArray[Any]) -> str:
+def _part(array: Pixels, index: tuple[Any, ...]) -> Pixels:
+    """A part of an array that is not read yet."""
+    return array.view(index) if isinstance(array, RawArray) else array[index]
+
+
+def _digest(plane: Pixels) -> str:
     return hashlib.sha256(f"{plane.shape}{plane.dtype.str}".encode() + np.ascontiguousarray(plane).tobytes()).hexdigest()
