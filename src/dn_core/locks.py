@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 __all__ = ["locked"]
 
 _CANNOT_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.ENOTTY}
@@ -24,8 +26,6 @@ def locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
     BlockingIOError
         With the words `busy`, when another process still has it after so many seconds.
     """
-    from filelock import FileLock, Timeout
-
     lock = FileLock(path, timeout=seconds)
     try:
         lock.acquire()

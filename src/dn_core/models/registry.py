@@ -21,7 +21,6 @@ from typing import Any
 
 from dn_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from dn_core.errors import CheckpointError, RegistryError, UnknownModelError
-from dn_core.locks import locked
 from dn_core.models.index import FILE, NAME, Entry, Index, check_name, content_name, index_bytes, parse_index
 from dn_core.safe_write import clear_leftovers, replaced_file
 
@@ -297,6 +296,8 @@ def writable_models_folder() -> Path:
 @contextlib.contextmanager
 def _changing() -> Iterator[tuple[Index, Callable[[list[dict[str, Any]]], None]]]:
     """The models folder's index, with no other process changing it, and a function that replaces it."""
+    from dn_core.locks import locked
+
     folder = writable_models_folder()
     with locked(folder / LOCK_FILE, LOCK_SECONDS, "another process has kept the models folder locked; wait for it or stop it"):
         index = _read(folder)

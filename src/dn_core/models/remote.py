@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dn_core.errors import CheckpointError, RegistryError, UnknownModelError
-from dn_core.locks import locked
 from dn_core.models import registry
 from dn_core.models.index import FILE, MAX_INDEX_BYTES, Entry, check_name, content_name, parse_index
 from dn_core.models.web import Limits, check_address, read_pieces, read_whole, shown
@@ -179,6 +178,8 @@ def _keep_sequence(address: str, sequence: int) -> None:
     try:
         registry.writable_models_folder()
         path.parent.mkdir(exist_ok=True)
+        from dn_core.locks import locked
+
         with locked(path.with_suffix(".lock"), registry.LOCK_SECONDS, "another process has kept it locked"):
             if sequence > _seen(path):
                 with replaced_file(path) as temporary:
