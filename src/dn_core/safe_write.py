@@ -228,7 +228,7 @@ def _machine() -> str:
     """Which machine this is, as others on a shared drive would tell it from theirs."""
     known = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        known.append(Path("/etc/machine-id").read_text(encoding="ascii"))
+        known.append(Path("/etc/machine-id").read_text(encoding="utf-8"))
     return hashlib.sha256(" ".join(known).encode()).hexdigest()[:6]
 
 
@@ -236,7 +236,7 @@ def _machine() -> str:
 def _start() -> str:
     """Which start of the machine this is; always the same one where the system does not say."""
     with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:4]
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")[:4]
     return "0000"
 
 

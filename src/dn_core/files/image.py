@@ -28,7 +28,7 @@ SYMBOLS = {
 """Units: NGFF's word -> OME's symbol, which is the one in `ImageFile.metadata`."""
 
 # Failures of the storage, which a caller may want to retry; others, such as a seek to a bad place, come from bad content.
-_STORAGE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN}
+_STORAGE = {errno.ESTALE, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Nothing is mapped into memory: some drives (FUSE) refuse shared maps, and a file
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import operator
@@ -21,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from dn_core.errors import ImageFileError
 from dn_core.files.image import printable
 
-__all__ = ["RawArray", "open_npy", "open_raw"]
+__all__ = ["RawArray", "open_npy", "open_raw", "writing"]
 
 SPAN_BYTES = 16 * 2**20
 """Numbers that do not touch are read together with what lies between them, up to so many bytes at once."""
@@ -206,12 +207,8 @@ class _OpenFile:
     def write(self, content: memoryview, offset: int) -> None:
         """Write all of `content` from `offset` on."""
         while content:
-            try:
+            with writing(self.path, self.bytes):
                 count = self._write_some(content, offset)
-            except OSError as error:
-                full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-                words = f"the output needs {self.bytes} bytes, which are not free there" if full else error.strerror
-                raise OSError(error.errno, words, str(self.path)) from error
             content, offset = content[count:], offset + count
 
     def _read_some(self, into: memoryview, offset: int) -> int:
@@ -227,6 +224,17 @@ class _OpenFile:
         with self._seeking:
             self._file.seek(offset)
             return self._file.write(content)
+
+
+@contextlib.contextmanager
+def writing(path: Path, needed: int) -> Iterator[None]:
+    """Let errors of writing name the file and, where the disk is full, how many bytes it needs in all."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        words = f"the output needs {needed} bytes, which are not free there" if full else error.strerror or str(error)
+        raise OSError(error.errno, words, str(path)) from error
 
 
 def open_raw(

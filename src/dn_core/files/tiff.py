@@ -29,7 +29,7 @@ from dn_core.files.image import (
     reading,
     share,
 )
-from dn_core.files.raw import RawArray, open_raw
+from dn_core.files.raw import RawArray, open_raw, writing
 from dn_core.safe_write import free_bytes, replaced_file
 
 if TYPE_CHECKING:
@@ -383,7 +383,8 @@ def create_tiff(path: Path, like: ImageFile) -> Iterator[Target]:
         if like.dtype.kind == "b":  # eight pixels share a byte
             array: Any = np.zeros(like.shape, like.dtype)
         else:
-            place = tifffile.imwrite(temporary, shape=like.shape, dtype=like.dtype, returnoffset=True, **options)
+            with writing(temporary, math.prod(like.shape) * like.dtype.itemsize):
+                place = tifffile.imwrite(temporary, shape=like.shape, dtype=like.dtype, returnoffset=True, **options)
             assert place is not None  # as nothing is compressed
             array = open_raw(temporary, like.dtype.newbyteorder(options["byteorder"]), like.shape, place[0], writable=True)
         target = Target(array)
