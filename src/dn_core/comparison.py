@@ -16,7 +16,7 @@ MAX_SIDE = 1024
 GAP = 4
 
 
-def write_comparison(path: str | Path, before: Any, after: Any, axes: str) -> None:
+def write_comparison(path: str | Path, before: Any, after: Any, axes: str, *, orientation: int = 1, inverted: bool = False) -> None:
     """Write a PNG of both, side by side, cut to at most 1024 pixels a side from the middle.
 
     Parameters
@@ -25,6 +25,10 @@ def write_comparison(path: str | Path, before: Any, after: Any, axes: str) -> No
         Arrays of one shape.
     axes
         Their axes, such as ``"TZCYX"`` or ``"YXS"``; of every axis but rows, columns and samples the middle is shown.
+    orientation
+        How the picture is turned when it is shown, as TIFF and EXIF number it.
+    inverted
+        Whether low values are bright.
     """
     from PIL import Image
 
@@ -32,7 +36,9 @@ def write_comparison(path: str | Path, before: Any, after: Any, axes: str) -> No
     pictures = [_as_rows(np.asarray(array[index]), axes) for array in (before, after)]
     finite = pictures[0][np.isfinite(pictures[0])]
     low, high = np.percentile(finite.astype(np.float64), (0.2, 99.8)) if finite.size else (0.0, 1.0)
-    shown = [_to_bytes(picture, float(low), float(high)) for picture in pictures]
+    shown = [_turned(_to_bytes(picture, float(low), float(high)), orientation) for picture in pictures]
+    if inverted:
+        shown = [255 - picture for picture in shown]
     gap = np.full((shown[0].shape[0], GAP, *shown[0].shape[2:]), 255, np.uint8)
     with replaced_file(Path(path)) as temporary:
         Image.fromarray(np.concatenate([shown[0], gap, shown[1]], axis=1)).save(temporary, format="PNG", optimize=True)
@@ -52,6 +58,14 @@ def _view(shape: tuple[int, ...], axes: str) -> tuple[Any, ...]:
 def _as_rows(picture: NDArray[Any], axes: str) -> NDArray[Any]:
     planar = "S" in axes and axes.index("S") < axes.index("Y")
     return np.moveaxis(picture, 0, -1) if planar and picture.ndim == 3 else picture
+
+
+def _turned(picture: NDArray[Any], orientation: int) -> NDArray[Any]:
+    if orientation in (3, 4, 6, 7):
+        picture = picture[::-1]
+    if orientation in (2, 3, 7, 8):
+        picture = picture[:, ::-1]
+    return picture.swapaxes(0, 1) if orientation >= 5 else picture
 
 
 def _to_bytes(picture: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:

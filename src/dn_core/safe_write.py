@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["clear_leftovers", "free_bytes", "named_by_process", "replaced_file", "replaced_folder"]
+__all__ = ["clear_leftovers", "free_bytes", "named_by_process", "replaced_file", "replaced_folder", "scratch_file"]
 
 STALE_SECONDS = 24 * 3600.0
 """Temporary files of a process that cannot be asked (on another machine, in another container) are left over when untouched for so long."""
@@ -98,6 +98,17 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         elif old.exists():  # interrupted between the two renames
             _replace(old, target)
         _remember(target.parent, found)
+
+
+@contextlib.contextmanager
+def scratch_file(target: Path) -> Iterator[Path]:
+    """Give a path beside the target for what is needed while it is written, and remove what is there at the end."""
+    temporary = _beside(target, "part")
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
 
 
 def clear_leftovers(folder: Path, word: str = "part") -> None:

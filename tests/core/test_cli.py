@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -63,6 +64,10 @@ def listed(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def tree(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
 @pytest.fixture
 def noisy(tmp_path):
     path = tmp_path / "noisy.ome.tif"
@@ -105,7 +110,9 @@ def test_a_stack_is_denoised_and_keeps_its_axes_type_and_names(noisy, tmp_path):
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["file"])
 def test_every_real_file_is_denoised_with_all_it_said_or_refused_by_name(entry, tmp_path):
     path = DATA / entry["file"]
-    result = invoke("denoise", path, "-o", tmp_path)
+    lossy = "jpeg" in path.name and path.suffix == ".tif"
+    with pytest.warns(UserWarning, match=r"JPEG\w* compression") if lossy else contextlib.nullcontext():
+        result = invoke("denoise", path, "-o", tmp_path)
     if not entry["should_read"] or entry["file"] in NOT_DENOISED:
         assert result.exit_code == 1
         assert len(result.stderr.strip().splitlines()) == 1
@@ -180,13 +187,13 @@ def many(tmp_path):
 
 def test_a_folder_with_its_folders(many, tmp_path):
     assert invoke("denoise", tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
-    assert listed(tmp_path / "out") == sorted(path.name for path in many)
+    assert tree(tmp_path / "out") == tree(tmp_path / "in")
     np.testing.assert_array_equal(pixels_of(tmp_path / "out" / many[3].name), dn_core.denoise(pixels_of(many[3])))
 
 
 def test_a_pattern(many, tmp_path):
     assert invoke("denoise", tmp_path / "in" / "**" / "image[0-4].tif", "-o", tmp_path / "out").exit_code == 0
-    assert listed(tmp_path / "out") == [f"image{index}.tif" for index in range(5)]
+    assert tree(tmp_path / "out") == sorted(path.relative_to(tmp_path / "in") for path in many[:5])
 
 
 def test_several_inputs_each_once(many, tmp_path):
@@ -228,7 +235,7 @@ def test_results_inside_the_input_folder_are_no_inputs(many, tmp_path):
     for _ in range(2):
         result = invoke(*command)
         assert result.exit_code == 0, result.stderr
-    assert listed(tmp_path / "in" / "out") == sorted(path.name for path in many)
+    assert tree(tmp_path / "in" / "out") == sorted(path.relative_to(tmp_path / "in") for path in many)
 
 
 def test_a_folder_can_be_denoised_in_place_when_told(tmp_path):
@@ -237,15 +244,6 @@ def test_a_folder_can_be_denoised_in_place_when_told(tmp_path):
     np.testing.assert_array_equal(pixels_of(path), IMAGE)
     assert invoke("denoise", tmp_path / "in", "-o", tmp_path / "in", "--overwrite").exit_code == 0
     np.testing.assert_array_equal(pixels_of(path), dn_core.denoise(IMAGE))
-
-
-def test_equal_names_from_two_folders_are_refused(tmp_path):
-    for folder in "ab":
-        save(tmp_path / folder / "same.tif", IMAGE)
-    result = invoke("denoise", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out")
-    assert result.exit_code == 1
-    assert "several inputs are named same.tif" in result.stderr
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -322,13 +320,13 @@ def test_an_existing_output_is_replaced_only_when_told(small, ending, tmp_path):
 
 
 def test_existing_outputs_of_a_batch_are_named_and_the_others_made(many, tmp_path):
-    save(tmp_path / "out" / "image4.tif", IMAGE * 0)
+    save(tmp_path / "out" / "deep" / "image4.tif", IMAGE * 0)
     result = invoke("denoise", tmp_path / "in", "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert result.stderr.count("the output exists") == 1
     assert "image4.tif" in result.stderr
-    assert len(listed(tmp_path / "out")) == 10
-    assert not pixels_of(tmp_path / "out" / "image4.tif").any()
+    assert len(tree(tmp_path / "out")) == 10
+    assert not pixels_of(tmp_path / "out" / "deep" / "image4.tif").any()
 
 
 @pytest.mark.parametrize("way", ["same", "link", "dots"])
@@ -584,7 +582,7 @@ def test_work_goes_on_when_nobody_reads_the_messages(many, tmp_path):
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=writing, timeout=120)
     os.close(writing)
     assert result.returncode == 1
-    assert len(listed(tmp_path / "out")) == 9
+    assert len(tree(tmp_path / "out")) == 9
 
 
 @posix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -121,7 +122,8 @@ def test_what_is_written_reads_back_with_all_it_said(entry, tmp_path):
     path = DATA / entry["file"]
     with files.open_image(path) as image:
         pixels = image.pixels
-        with files.create_image(tmp_path / entry["file"], image) as target:
+        lossy = pytest.warns(UserWarning, match=r"not kept in TIFF: JPEG\w* compression \(Deflate instead")
+        with lossy if "jpeg" in entry["file"] else contextlib.nullcontext(), files.create_image(tmp_path / entry["file"], image) as target:
             target[...] = pixels
     back = files.read_image(tmp_path / entry["file"])
     np.testing.assert_array_equal(back.pixels, pixels)

@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dn_core.cli.console import FAILURES, Debug, bar, explained, say, sentence
 from dn_core.cli.signals import end_if_stopped
+
+if TYPE_CHECKING:
+    from dn_core.files import FoundImage
 
 __all__ = ["denoise"]
 
@@ -21,10 +24,11 @@ _IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".zarr")
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One input file and where its result goes."""
+    """One input file, where its result goes, and the folder that is made for it if there is none."""
 
     source: Path
     target: Path
+    folder: Path | None = None
 
 
 def denoise(
@@ -101,6 +105,8 @@ def _denoise_file(
     with files.open_image(job.source, missing=missing) as image:
         for note in image.notes:
             say(f"{job.source.name}: {note}")
+        if job.folder is not None:
+            job.folder.mkdir(parents=True, exist_ok=True)
         files.check_output(job.target, image, overwrite=overwrite)
         with files.create_image(job.target, image, overwrite=overwrite) as target:
             steps = denoise_steps(image.source, model, **image.channels(channel_axis), out=target, **options)
@@ -110,44 +116,66 @@ def _denoise_file(
             if compare is not None:
                 from dn_core.comparison import write_comparison
 
-                write_comparison(compare, image.source, target, image.axes)
+                write_comparison(compare, image.source, target, image.axes, **image.shown)
 
 
-def _sources(inputs: list[str], output: Path) -> tuple[list[Path], list[OSError]]:
+def _sources(inputs: list[str], output: Path) -> tuple[list[FoundImage], list[OSError]]:
     """The images that the inputs stand for, and what is wrong with inputs that stand for none.
 
     Results of an earlier run, in an output folder inside an input folder, are no inputs.
     """
     from dn_core import files
 
-    there, absent = [], []
+    found: dict[str, FoundImage] = {}
+    absent = []
     for given in inputs:
         try:
-            files.image_paths([given])
+            for image in files.found_images([given]):
+                found.setdefault(os.path.abspath(image.path), image)
         except OSError as error:
             absent.append(error)
-        else:
-            there.append(given)
-    named = {Path(os.path.abspath(given)) for given in there}
-    results = Path(os.path.abspath(output))
-    paths = [(path, Path(os.path.abspath(path))) for path in files.image_paths(there)]
-    return [path for path, whole in paths if whole in named or results in named or results not in whole.parents], absent
+    named = {os.path.abspath(given) for given in inputs}
+    results = Path(os.path.realpath(output))
+    sources = [image for path, image in found.items() if path in named or not _is_result(image, results)]
+    if len(sources) < len(found):
+        say(f"{len(found) - len(sources)} images in {output} are taken for results of an earlier run, not for inputs.")
+    return sources, absent
 
 
-def _jobs(sources: list[Path], output: Path, *, several: bool) -> list[_Job]:
-    """A file for one input; a folder, made if it is not there, for several or where a folder is named."""
+def _is_result(image: FoundImage, results: Path) -> bool:
+    """Whether an image lies in the output folder, and that inside the folder in which the image was looked for."""
+    searched = Path(os.path.realpath(image.path.parents[len(image.below.parts) - 1]))
+    return searched in results.parents and results in Path(os.path.realpath(image.path)).parents
+
+
+def _jobs(sources: list[FoundImage], output: Path, *, several: bool) -> list[_Job]:
+    """A file for one input; a folder, made if it is not there, for several or where a folder is named.
+
+    Folders inside an input folder go to the same folders in the output.
+    """
     ending = output.suffix.lower()
     if not several and sources and (ending == ".zarr" or (ending and not output.is_dir())):
-        return [_Job(sources[0], output)]
+        return [_Job(sources[0].path, output)]
     if ending == ".zarr" or (ending in _IMAGE_ENDINGS and not output.is_dir()):
         raise ValueError(f"{len(sources)} inputs came, and {output} is a file name; a folder is expected for several. Name a folder.")
-    names = [source.name for source in sources]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
-            f"several inputs are named {', '.join(twice[:5])}; their results would replace each other. Denoise their folders one by one."
-        )
+    places = [source.below for source in sources]
+    if len(set(places)) < len(places):
+        places = _places_below_common_folder([source.path for source in sources])
     output.mkdir(parents=True, exist_ok=True)
-    return [_Job(source, output / source.name) for source in sources]
+    return [_Job(source.path, output / place, (output / place).parent) for source, place in zip(sources, places, strict=True)]
+
+
+def _places_below_common_folder(paths: list[Path]) -> list[Path]:
+    """Where results go whose names alone, or with their folders below the inputs, are not enough to tell them apart."""
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    try:
+        common = Path(os.path.commonpath([path.parent for path in whole]))
+    except ValueError:  # on several drives
+        raise ValueError(
+            "inputs on several drives have the same names; their results would replace each other. Denoise the drives one by one."
+        ) from None
+    say(f"several inputs have the same name: results go to folders as they lie below {common}")
+    return [path.relative_to(common) for path in whole]
 
 
 def _check_comparison(path: Path, job: _Job, overwrite: bool) -> None:

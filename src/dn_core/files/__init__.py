@@ -1,8 +1,8 @@
 """Reading and writing images: TIFF, OME-TIFF, ImageJ TIFF, PNG, JPEG and OME-Zarr.
 
 Reading refuses what is damaged, cut off or larger than it can honestly be, and never guesses. What a sparse file leaves out is read as its
-fill value, and told. Writing keeps what the
-input said of itself (axes, pixel sizes, channel names, layout), and a named output is the old file, the new whole file, or absent.
+fill value, and told. Writing keeps what the input said of itself (axes, pixel sizes, channel names, description, tags, colour profile,
+tiles, compression, pyramid) or says what it does not keep, and a named output is the old file, the new whole file, or absent.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import glob
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from dn_core.errors import ImageFileError
+from dn_core.files.finding import PICTURE_ENDINGS, TIFF_ENDINGS, ZARR_ENDINGS, FoundImage, found_images, image_paths
 from dn_core.files.image import ImageFile, Target, printable
+from dn_core.files.kept import said_of_writing
+from dn_core.files.shown import AsShown, as_shown, is_turned_or_inverted
 
-__all__ = ["ImageFile", "Target", "check_output", "create_image", "image_paths", "open_image", "read_image", "writable_formats"]
+__all__ = [
+    "FoundImage", "ImageFile", "Target", "check_output", "create_image", "found_images", "image_paths", "open_image", "read_image",
+    "writable_formats",
+]  # fmt: skip
 
-_TIFF, _PICTURES, _ZARR = (".tif", ".tiff"), (".png", ".jpg", ".jpeg"), (".zarr",)
+_TIFF, _PICTURES, _ZARR = TIFF_ENDINGS, PICTURE_ENDINGS, ZARR_ENDINGS
 _MAGIC = {
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG",
     b"GIF8": "GIF", b"BM": "BMP", b"\x89HDF": "HDF5", b"PK\3\4": "a zip archive", b"%PDF": "PDF", b"\x1f\x8b": "gzip",
@@ -110,56 +115,6 @@ def _looks_like(path: Path) -> str:
     return f"{kind} (first bytes {start[:8]!r})"
 
 
-def image_paths(inputs: Iterable[str | Path]) -> list[Path]:
-    """The images that files, folders and patterns stand for, in that order and each once.
-
-    Folders are searched with all their subfolders, in sorted order; a ``.zarr`` folder is one image. Hidden files are left out.
-
-    Raises
-    ------
-    FileNotFoundError
-        When an input does not exist, matches nothing or holds no images.
-    """
-    found: dict[str, Path] = {}
-    for given in inputs:
-        for path in _expanded(Path(given)):
-            found.setdefault(os.path.abspath(path), path)
-    return list(found.values())
-
-
-def _expanded(given: Path) -> list[Path]:
-    if given.is_dir() and not _is_zarr_folder(given):
-        if not (paths := sorted(_in_folder(given))):
-            raise FileNotFoundError(errno.ENOENT, "there are no images (TIFF, PNG, JPEG, zarr) in this folder; choose another", str(given))
-        return paths
-    if given.exists():
-        return [given]
-    if not any(sign in str(given) for sign in "*?["):
-        raise FileNotFoundError(errno.ENOENT, "there is no such image or folder; check the path", str(given))
-    paths = [Path(match) for match in sorted(glob.glob(str(given), recursive=True))]
-    paths = [path for path in paths if _is_image_name(path) and (path.is_file() or _is_zarr_folder(path))]
-    # ** also looks into zarr folders
-    paths = [path for path in paths if not any(parent.suffix.lower() in _ZARR for parent in path.parents)]
-    if not paths:
-        raise FileNotFoundError(errno.ENOENT, "no image matches this pattern; check it", str(given))
-    return paths
-
-
-def _in_folder(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        zarrs = [name for name in folders if Path(name).suffix.lower() in _ZARR]
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in zarrs]
-        yield from (path for path in (Path(root, name) for name in (*files, *zarrs)) if _is_image_name(path))
-
-
-def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in (*_TIFF, *_PICTURES, *_ZARR) and not path.name.startswith(".")
-
-
-def _is_zarr_folder(path: Path) -> bool:
-    return path.is_dir() and (path.suffix.lower() in _ZARR or any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup")))
-
-
 def check_output(path: str | Path, like: ImageFile, *, overwrite: bool = False) -> None:
     """Refuse, before anything is computed, an output that cannot or must not be written.
 
@@ -184,6 +139,8 @@ def check_output(path: str | Path, like: ImageFile, *, overwrite: bool = False) 
     if suffix not in (*_TIFF, *_PICTURES, *_ZARR):
         raise ValueError(f"the output {printable(path)} has no known ending; one of {', '.join(writable_formats())} is expected")
     _check_place(Path(os.path.realpath(path)), like, overwrite, folder=suffix in _ZARR)
+    if suffix not in _TIFF:
+        like = as_shown(like)
     real = Path(os.path.realpath(path))
     if suffix in _TIFF:
         from dn_core.files import tiff
@@ -221,15 +178,32 @@ def create_image(path: str | Path, like: ImageFile, *, overwrite: bool = False) 
     """Give a `Target` whose blocks become the image at `path`, in the shape, dtype and layout of `like`.
 
     At the end of the ``with`` block the file is flushed, checked and renamed into place. On any exception the old file is as
-    before. Errors are those of `check_output`.
+    before. Errors are those of `check_output`. What the format cannot hold of the image's description is a `UserWarning`. Formats that
+    cannot say that an image is turned, or that 0 is white, get its pixels as they are shown.
     """
     path = Path(path)
     check_output(path, like, overwrite=overwrite)
-    if path.suffix.lower() in _TIFF:
-        from dn_core.files.tiff import create_tiff as create
-    elif path.suffix.lower() in _PICTURES:
+    suffix = path.suffix.lower()
+    for sentence in said_of_writing(like, _kind(path, like)):
+        warnings.warn(f"{printable(Path(path.name))}: {sentence}", stacklevel=3)
+    if suffix in _TIFF:
+        from dn_core.files.tiff import create_tiff
+
+        with create_tiff(path, like) as target:
+            yield target
+        return
+    if suffix in _PICTURES:
         from dn_core.files.pictures import create_picture as create
     else:
         from dn_core.files.zarrs import create_zarr as create
-    with create(path, like) as target:
-        yield target
+    with create(path, as_shown(like)) as target:
+        yield Target(AsShown(target, like)) if is_turned_or_inverted(like) else target
+
+
+def _kind(path: Path, like: ImageFile) -> str:
+    """What a file of that name will be, one of `ImageFile.format`."""
+    if path.suffix.lower() in _TIFF:
+        from dn_core.files.tiff import tiff_kind
+
+        return tiff_kind(path, like)
+    return "ome-zarr" if path.suffix.lower() in _ZARR else "png" if path.suffix.lower() == ".png" else "jpeg"

@@ -27,6 +27,9 @@ SYMBOLS = {
 }  # fmt: skip
 """Units: NGFF's word -> OME's symbol, which is the one in `ImageFile.metadata`."""
 
+METRES = {"Å": 1e-10, "nm": 1e-9, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0}
+"""Units of length, by the symbols in `ImageFile.metadata`."""
+
 # Failures of the storage, which a caller may want to retry; others, such as a seek to a bad place, come from bad content.
 _STORAGE = {errno.ESTALE, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN}
 
@@ -48,7 +51,8 @@ class ImageFile:
         ``"tiff"``, ``"ome-tiff"``, ``"imagej-tiff"``, ``"png"``, ``"jpeg"``, ``"ome-zarr"`` or ``"zarr"``.
     metadata
         What writing needs. In all formats, where known: ``pixel_size`` and ``pixel_unit`` (for each of X, Y, Z),
-        ``channel_names``, ``time_increment`` and ``time_unit``; besides, what is the format's own.
+        ``channel_names``, ``time_increment`` and ``time_unit``, ``dpi``, ``icc_profile``, ``xmp``, ``words`` (description, software, date
+        and the like, by their numbers in TIFF and EXIF) and ``lost``, words for what no format keeps; besides, what is the format's own.
     notes
         What a user should know, such as that only the first of two images is used.
     missing
@@ -91,6 +95,11 @@ class ImageFile:
         extra = self.metadata.get("extrasamples", ())
         unspecified = bool(extra) and extra[-1] == 0 and self.metadata.get("photometric") != "rgb"
         return self.rgb and self.shape[self.axes.index("S")] in (2, 4) and not unspecified
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """How the pixels are to be shown: their ``orientation``, as EXIF numbers it, and whether 0 is white (``inverted``)."""
+        return {"orientation": self.metadata.get("orientation", 1), "inverted": self.metadata.get("photometric") == "miniswhite"}
 
     @property
     def channel_axis(self) -> int | None:

@@ -1,10 +1,11 @@
-"""PNG and JPEG, in memory. The EXIF orientation is applied to the pixels when reading, and no orientation is written."""
+"""PNG and JPEG, in memory. The EXIF orientation is applied to the pixels when reading, and none but upright is written."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,14 @@ from numpy.typing import NDArray
 
 from dn_core.errors import ImageFileError
 from dn_core.files.image import ImageFile, Target, check_written, printable, reading
+from dn_core.files.picture_metadata import chunks_of, density, exif_of_words, jpeg_segments, read_metadata, with_chunks, with_segments
+from dn_core.files.shown import turned
 from dn_core.safe_write import replaced_file
 
 __all__ = ["check_picture", "create_picture", "open_picture"]
 
-_ORIENTATIONS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda a: np.rot90(a, 1),
-}
+QUALITY = 95
+"""... of JPEGs, unless the input was finer."""
 
 
 def open_picture(path: Path) -> ImageFile:
@@ -37,14 +33,16 @@ def open_picture(path: Path) -> ImageFile:
             raise ImageFileError(f"{printable(path)} has {picture.mode} colours; grey, RGB or RGBA is expected. Convert it to RGB first.")
         frames = getattr(picture, "n_frames", 1)
         notes = (f"{frames} images in the file; the first is used",) if frames > 1 else ()
-        metadata = {key: picture.info[key] for key in ("dpi", "icc_profile") if picture.info.get(key)}
         format_ = "png" if picture.format == "PNG" else "jpeg"
+        picture.load()
+        metadata = read_metadata(picture, path.read_bytes() if format_ == "png" else b"")
         orientation = dict(picture.getexif()).get(0x0112, 1)
         pixels = _deep_png(path) if format_ == "png" else None
         if pixels is None:
             pixels = _pixels(picture)
-        if orientation in _ORIENTATIONS:
-            pixels = np.ascontiguousarray(_ORIENTATIONS[orientation](pixels))
+        pixels = np.ascontiguousarray(turned(pixels, orientation))
+        if orientation in (5, 6, 7, 8) and "dpi" in metadata:
+            metadata["dpi"] = metadata["dpi"][::-1]
     return ImageFile(path, pixels, "YXS" if pixels.ndim == 3 else "YX", format_, metadata, notes)
 
 
@@ -104,14 +102,41 @@ def create_picture(path: Path, like: ImageFile) -> Iterator[Target]:
 
 
 def _encode(path: Path, pixels: NDArray[Any], metadata: dict[str, Any], *, jpeg: bool) -> None:
+    from PIL import Image
+
+    options: dict[str, Any] = {"dpi": density(metadata)} if density(metadata) else {}
+    file = io.BytesIO()
+    if jpeg:
+        segments = metadata.get("jpeg_segments")
+        if segments is None:
+            segments = jpeg_segments(metadata)
+            options.update(icc_profile=metadata.get("icc_profile"))
+        Image.fromarray(pixels).save(file, format="JPEG", **options, **_quality(metadata.get("jpeg", {})))
+        path.write_bytes(with_segments(file.getvalue(), segments))
+        return
+    chunks = metadata.get("png_chunks")
+    if chunks is None:
+        exif = metadata.get("exif") or exif_of_words(metadata.get("words", {}))
+        options.update(icc_profile=metadata.get("icc_profile"), exif=exif or None)
+        comment = metadata.get("comment", b"").decode("utf-8", "replace")
+        chunks = chunks_of(options, metadata.get("xmp", b""), {"Comment": comment} if comment else {})
     if pixels.dtype == np.uint16 and pixels.ndim == 3:
         import imagecodecs
 
-        path.write_bytes(imagecodecs.png_encode(pixels))
-        return
+        file.write(imagecodecs.png_encode(pixels))
+    else:
+        Image.fromarray(pixels).save(file, format="PNG")
+    path.write_bytes(with_chunks(file.getvalue(), chunks))
+
+
+def _quality(known: dict[str, Any]) -> dict[str, Any]:
+    """How finely a JPEG is coded: as the input, but never more coarsely than `QUALITY`, or the result would be worse than it is."""
     from PIL import Image
 
-    options: dict[str, Any] = {key: metadata[key] for key in ("dpi", "icc_profile") if key in metadata}
-    if jpeg:
-        options.update(quality=95, subsampling=0)
-    Image.fromarray(pixels).save(path, format="JPEG" if jpeg else "PNG", **options)
+    options: dict[str, Any] = {"subsampling": 0, "progressive": known.get("progressive", False)}
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, format="JPEG", quality=QUALITY)
+    with Image.open(file) as usual:
+        tables = usual.quantization  # type: ignore[attr-defined]
+    finer = known.get("tables") and sum(known["tables"][0]) < sum(tables[0])
+    return {**options, "qtables": known["tables"]} if finer else {**options, "quality": QUALITY}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import math
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from dn_core.errors import ImageFileError
 from dn_core.files.image import (
+    METRES,
     SYMBOLS,
     CheckedSource,
     ImageFile,
@@ -29,13 +31,24 @@ from dn_core.files.image import (
     reading,
     share,
 )
-from dn_core.files.raw import RawArray, open_raw, writing
+from dn_core.files.raw import open_raw, writing
+from dn_core.files.tiff_layout import (
+    MEMORY_BYTES,
+    TiffLayout,
+    layout_of,
+    layout_of_levels,
+    levels_of,
+    rows_axis,
+    scratch_array,
+    write_in_layout,
+)
+from dn_core.files.tiff_tags import DESCRIPTION, SOFTWARE, WORDS, XMP, Tag, extra_tags, read_tags, text_tag, write_page_tags
 from dn_core.safe_write import free_bytes, replaced_file
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
-__all__ = ["check_tiff", "create_tiff", "open_tiff"]
+__all__ = ["check_tiff", "create_tiff", "open_tiff", "tiff_kind"]
 
 MAX_SEGMENT_BYTES = 2**29
 """What one compressed strip or tile may decode to; a gigabyte of zeros fits into a megabyte."""
@@ -126,10 +139,12 @@ def _notes_and_refusals(path: Path, tif: TiffFile, errors: list[str]) -> tuple[s
         notes.append("the OME description is damaged and is not used: the meaning of the axes is unknown")
     elif tif.is_ome and series.kind != "ome":
         notes.append("the OME description speaks of other files: only the pixels of this file are used, their axes are unknown")
-    if len(tif.series) > 1:
-        notes.append(f"{len(tif.series)} images in the file; the first is used")
-    if len(series.levels) > 1:
-        notes.append(f"pyramid of {len(series.levels)} levels; level 0 is used")
+    levels = levels_of(tif)
+    if (count := len(tif.series) - len(set(levels) & set(tif.series))) > 1:
+        named = f" ({', '.join(other.name for other in tif.series)})" if series.kind == "svs" else ""
+        notes.append(f"{count} images in the file{named}; the first is used")
+    if levels:
+        notes.append(f"pyramid of {len(levels) + 1} levels; level 0 is used")
     return tuple(notes)
 
 
@@ -260,14 +275,24 @@ def _metadata(tif: TiffFile, series: TiffPageSeries, kind: str) -> dict[str, Any
         metadata["icc_profile"] = page.iccprofile
     if 274 in page.tags:
         metadata["orientation"] = int(page.tags[274].value)
+    tags, unknown = read_tags(tif, series)
+    thumbnail = next((other for other in tif.series if other.kind == "svs" and other.name == "Thumbnail"), None)
+    layout, changed = layout_of(tif, thumbnail)
+    metadata.update(bits=int(page.bitspersample), tags=tags, layout=layout, lost=unknown, changed=changed)
+    metadata["words"] = {tag.code: tag.text for tag in tags if tag.code in WORDS and tag.dtype == 2}
+    if xmp := next((tag.content for tag in tags if tag.code == XMP), b""):
+        metadata["xmp"] = xmp
     if kind == "ome-tiff":
-        metadata.update(_from_ome(tif.ome_metadata or ""))
+        metadata.update(_from_ome(tif.ome_metadata or "", metadata))
     elif kind == "imagej-tiff":
         metadata.update(_from_imagej(dict(tif.imagej_metadata or {}), page))
         if "mode" not in metadata["imagej"]:  # with a mode the table is that of one channel, and all are among the LUTs
             metadata["colormap"] = page.colormap
     elif tif.shaped_metadata:
         said = {key: value for key, value in tif.shaped_metadata[0].items() if key not in ("shape", "axes", "truncated")}
+        names = said.get("Channel", {}).get("Name") if isinstance(said.get("Channel"), dict) else None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            metadata["channel_names"] = names
         metadata["shaped"] = said
         metadata.update(_from_sizes(said))
     return metadata
@@ -286,15 +311,24 @@ def _from_sizes(attributes: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _from_ome(xml: str) -> dict[str, Any]:
-    """What tifffile can write again of the first image in an OME description."""
+def _from_ome(xml: str, known: dict[str, Any]) -> dict[str, Any]:
+    """What tifffile can write again of the first image in an OME description, and words for the rest."""
     from xml.etree import ElementTree
 
     def children(element: Any, name: str) -> list[Any]:
         return [child for child in element if child.tag.rpartition("}")[2] == name]
 
-    image = next(image for image in children(ElementTree.fromstring(xml), "Image") if children(image, "Pixels"))
+    def others(element: Any, *names: str) -> list[str]:
+        told = [child for child in element if len(child) or child.attrib or (child.text or "").strip()]
+        found = [child.tag.rpartition("}")[2] for child in told]
+        return [f"OME {name}" for name in dict.fromkeys(found) if name not in names and not name.endswith("Ref")]
+
+    root = ElementTree.fromstring(xml)
+    image = next(image for image in children(root, "Image") if children(image, "Pixels"))
     pixels = children(image, "Pixels")[0]
+    lost = [*others(root, "Image"), *others(image, "Pixels", "AcquisitionDate", "Description")]
+    lost += others(pixels, "Channel", "TiffData", "Plane", "BinData", "MetadataOnly")
+    lost += [name for channel in children(pixels, "Channel") for name in others(channel)]
     channels = [
         {key: value for key, value in child.attrib.items() if key not in ("ID", "SamplesPerPixel")} for child in children(pixels, "Channel")
     ]
@@ -309,6 +343,9 @@ def _from_ome(xml: str) -> dict[str, Any]:
         ome["Name"] = image.attrib["Name"]
     ome.update({name: child.text for name in ("AcquisitionDate", "Description") for child in children(image, name) if child.text})
     found = {"ome": ome, "channels": channels, "planes": planes, **_from_sizes(ome)}
+    found["lost"] = (*known.get("lost", ()), *dict.fromkeys(lost))
+    if "Description" in ome:
+        found["words"] = {**known.get("words", {}), DESCRIPTION: ome["Description"]}
     if channels and all("Name" in channel for channel in channels):
         found["channel_names"] = [channel["Name"] for channel in channels]
     return found
@@ -336,7 +373,7 @@ def _from_imagej(imagej: dict[str, Any], page: Any) -> dict[str, Any]:
 
 def check_tiff(path: Path, like: ImageFile) -> None:
     """Refuse, before anything is computed, what cannot be written."""
-    kind = _output_kind(path, like)
+    kind = tiff_kind(path, like)
     allowed = _OME_DTYPES if kind == "ome-tiff" else _TIFF_DTYPES
     if like.dtype.name not in allowed:
         raise ValueError(f"{like.dtype} cannot be written as {kind}; one of {', '.join(allowed)} is expected. Convert the image first.")
@@ -345,11 +382,14 @@ def check_tiff(path: Path, like: ImageFile) -> None:
     if not like.axes.endswith(("YXS", "SYX") if like.rgb else "YX"):
         raise ValueError(f"axes {like.axes} cannot be written as TIFF; YX, YXS or SYX are expected last. Transpose the image first.")
     needed, free = math.prod(like.shape) * like.dtype.itemsize, free_bytes(path.parent)
+    if needed > MEMORY_BYTES and not _tiff_layout(kind, like).is_flat:
+        needed *= 2  # before it is compressed it lies beside it
     if needed > free:
         raise OSError(errno.ENOSPC, f"the output needs {needed} bytes, {free} are free. Make room or choose another place", str(path))
 
 
-def _output_kind(path: Path, like: ImageFile) -> str:
+def tiff_kind(path: Path, like: ImageFile) -> str:
+    """Which kind of TIFF is written, one of `ImageFile.format`."""
     if re.search(r"\.ome\.tiff?$", path.name, re.IGNORECASE):
         return "ome-tiff"
     if like.format == "imagej-tiff":
@@ -375,42 +415,84 @@ def create_tiff(path: Path, like: ImageFile) -> Iterator[Target]:
         with contextlib.ExitStack() as stack:
             check_written(written, open_tiff(written, stack, missing="refuse"), like.shape, like.dtype)
 
-    kind = _output_kind(path, like)
+    kind = tiff_kind(path, like)
     if like.format == "imagej-tiff" and kind == "ome-tiff" and not re.search(r"\.ome\.tiff?$", path.name, re.IGNORECASE):
         warnings.warn(f"{path.name} is larger or of another kind than ImageJ's own TIFF can be; it is written as OME-TIFF", stacklevel=4)
-    options = _options(kind, like)
-    with replaced_file(path, check=check) as temporary:
-        if like.dtype.kind == "b":  # eight pixels share a byte
-            array: Any = np.zeros(like.shape, like.dtype)
-        else:
+    options, layout = _options(kind, like), _tiff_layout(kind, like)
+    flat = layout.is_flat and like.dtype.kind != "b"  # of which eight pixels share a byte
+    with replaced_file(path, check=check) as temporary, contextlib.ExitStack() as stack:
+        if flat:
             with writing(temporary, math.prod(like.shape) * like.dtype.itemsize):
                 place = tifffile.imwrite(temporary, shape=like.shape, dtype=like.dtype, returnoffset=True, **options)
             assert place is not None  # as nothing is compressed
             array = open_raw(temporary, like.dtype.newbyteorder(options["byteorder"]), like.shape, place[0], writable=True)
+            stack.callback(array.close)
+        else:
+            array = stack.enter_context(scratch_array(path, like.shape, like.dtype))
         target = Target(array)
-        try:
-            yield target
-            if isinstance(array, np.ndarray):
-                tifffile.imwrite(temporary, array, **options)
-        finally:
-            target.close()
-            if isinstance(array, RawArray):
-                array.close()
+        stack.callback(target.close)
+        yield target
+        if not flat:
+            write_in_layout(temporary, path, array, like, layout, options)
+        with _errors_of_tifffile():  # it warns of tags whose content is yet to come
+            write_page_tags(temporary, _tags(kind, like))
+
+
+def _tiff_layout(kind: str, like: ImageFile) -> TiffLayout:
+    """The layout of the input, or for one of another format with levels one that has such."""
+    y = rows_axis(like.axes)
+    height, width = like.shape[y : y + 2]
+    layout: TiffLayout | None = like.metadata.get("layout")
+    if layout is None:
+        levels = like.metadata.get("levels", ())
+        layout = layout_of_levels([(shape[y], shape[y + 1]) for _, shape in levels[1:]] if levels and levels[0][1] == like.shape else [])
+    fitting = like.axes[y:].startswith("YX") and all(level.size[0] <= height and level.size[1] <= width for level in layout.levels)
+    if not fitting or kind == "imagej-tiff":  # not the image whose levels they were; ImageJ knows none
+        layout = dataclasses.replace(layout, levels=(), thumbnail=None)
+    # Pages beside the image would be taken for planes of an OME or described image.
+    return layout if kind == "tiff" and _describes_itself(like) else dataclasses.replace(layout, nested=True, thumbnail=None)
+
+
+def _tags(kind: str, like: ImageFile) -> list[Tag]:
+    """The tags of the input, or what an image of another format says of itself as tags."""
+    known = like.metadata
+    tags: list[Tag] | None = list(known["tags"]) if "tags" in known else None
+    if tags is None:
+        tags = [text_tag(code, text) for code, text in known.get("words", {}).items()]
+        tags += [Tag(XMP, 1, known["xmp"])] if "xmp" in known else []
+    if kind != "tiff":  # the descriptions of OME and ImageJ have a place of their own for it
+        return [tag for tag in tags if tag.code != DESCRIPTION]
+    if not _describes_itself(like):  # the axes are described beside it, once
+        return [dataclasses.replace(tag, everywhere=False, pages=()) if tag.code == DESCRIPTION else tag for tag in tags]
+    return tags
 
 
 def _options(kind: str, like: ImageFile) -> dict[str, Any]:
     """The arguments of tifffile's writer."""
     known = like.metadata
-    big = bool(known.get("bigtiff")) or math.prod(like.shape) * like.dtype.itemsize >= CLASSIC_BYTES
+    tags = _tags(kind, like)
+    nbytes = math.prod(like.shape) * like.dtype.itemsize + sum(len(content) for tag in tags for content in tag.pages)
+    big = bool(known.get("bigtiff")) or nbytes >= CLASSIC_BYTES
     options: dict[str, Any] = {"bigtiff": big, "byteorder": known.get("byteorder", "<"), **_layout(like)}
     if "resolution" in known:
         options.update(resolution=known["resolution"], resolutionunit=known["resolutionunit"])
+    elif "dpi" in known and min(known["dpi"]) > 0:
+        options.update(resolution=known["dpi"], resolutionunit="INCH")
     elif {"X", "Y"} <= known.get("pixel_size", {}).keys() and kind == "tiff":
         options.update(_resolution(known))
     if "icc_profile" in known:
         options["iccprofile"] = known["icc_profile"]
+    layout = _tiff_layout(kind, like)
+    described = _describes_itself(like) and (any(tag.code == DESCRIPTION for tag in tags) or (layout.levels and not layout.nested))
+    if kind == "tiff" and not described:
+        description = next((tag for tag in tags if tag.code == DESCRIPTION), None)
+        options.update(description=description.content) if description else None
+        tags = [tag for tag in tags if tag.code != DESCRIPTION]
+    if any(tag.code == SOFTWARE for tag in tags):
+        options["software"] = False  # tifffile's own
+    options["extratags"] = extra_tags(tags, options["byteorder"])
     if known.get("orientation", 1) != 1:
-        options["extratags"] = [(274, 3, 1, known["orientation"], True)]
+        options["extratags"].append((274, 3, 1, known["orientation"], False))
     if kind == "ome-tiff":
         options.update(ome=True, metadata=_ome(like))
     elif kind == "imagej-tiff":
@@ -418,8 +500,20 @@ def _options(kind: str, like: ImageFile) -> dict[str, Any]:
         if known.get("colormap") is not None:
             options["colormap"] = known["colormap"]
     else:
-        options.update(ome=False, metadata={**known.get("shaped", {}), **_sizes(known), "axes": like.axes})
+        said = {**known.get("shaped", {}), **_sizes(known), **_names(like), "axes": like.axes}
+        options.update(ome=False, metadata=None if described else said)
     return options
+
+
+def _describes_itself(like: ImageFile) -> bool:
+    """Whether a plain TIFF with a description of the user's own reads back with the same axes and sizes."""
+    leading = re.fullmatch("(Q?)(YX|YXS|SYX)", like.axes)
+    return leading is not None and not {"shaped", "pixel_size", "time_increment", "channel_names"} & like.metadata.keys()
+
+
+def _names(like: ImageFile) -> dict[str, Any]:
+    names = like.metadata.get("channel_names", ())
+    return {"Channel": {"Name": names}} if "C" in like.axes and len(names) == like.shape[like.axes.index("C")] else {}
 
 
 def _layout(like: ImageFile) -> dict[str, Any]:
@@ -450,14 +544,15 @@ def _sizes(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolution(known: dict[str, Any]) -> dict[str, Any]:
-    metres = {"Å": 1e-10, "nm": 1e-9, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0}
-    sizes = [known["pixel_size"][axis] * metres.get(known["pixel_unit"][axis], 0) for axis in "XY"]
+    sizes = [known["pixel_size"][axis] * METRES.get(known["pixel_unit"][axis], 0) for axis in "XY"]
     return {"resolution": tuple(0.01 / size for size in sizes), "resolutionunit": "CENTIMETER"} if min(sizes) > 0 else {}
 
 
 def _ome(like: ImageFile) -> dict[str, Any]:
     known = like.metadata
     metadata: dict[str, Any] = {**known.get("ome", {}), **_sizes(known), "axes": like.axes}
+    if DESCRIPTION in known.get("words", {}):
+        metadata.setdefault("Description", known["words"][DESCRIPTION])
     count = like.shape[like.axes.index("C")] if "C" in like.axes else 1
     if like.dtype.kind not in "iu":
         metadata.pop("SignificantBits", None)
