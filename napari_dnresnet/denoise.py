@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_dnresnet.docks import Dock, side_by_side
 from napari_dnresnet.jobs import sentence, time_left
-from napari_dnresnet.layers import Axes, default_axes, highest_level, is_zarr, readable, time_axes
+from napari_dnresnet.layers import Axes, default_axes, guess_in_words, highest_level, is_zarr, readable, time_axes
 from napari_dnresnet.models import model_list, model_names
 from napari_dnresnet.preview import Preview, Wish
 from napari_dnresnet.results import METADATA, Plan, Result, discard, empty_target, model_hash, residual_settings
@@ -154,7 +154,8 @@ class DenoiseWidget(Dock):
         except ValueError as error:
             self.words.value = sentence(error)
         else:
-            self.words.value = axes.in_words() if axes else ""
+            words = [axes.in_words(), guess_in_words(self.layer.value, axes.letters)] if axes else []
+            self.words.value = "\n".join(filter(None, words))
             self.preview.refresh()
 
     def chosen_axes(self) -> Axes | None:

@@ -58,19 +58,23 @@ class Axes:
             )
         if not self.letters.isalpha() or self.letters.count("Y") != 1 or self.letters.count("X") != 1:
             raise ValueError(f"axes are {self.letters!r}; letters with one Y (rows) and one X (columns) are expected. Change the axes.")
-        if not self.letters.removesuffix("S").removesuffix("C").endswith(("YX", "XY")):
+        if not (self.letters[:-1] if self.letters[-1] in "CS" else self.letters).endswith(("YX", "XY")):
             raise ValueError(
                 f"axes are {self.letters!r}; Y and X are expected last, but for channels (C) or colours (S). Move the layer's axes first."
             )
 
     @property
     def channel_axis(self) -> int | None:
-        """What `dn_core.denoise` must be told; None where it finds the planes by itself."""
-        last = len(self.shape) - 1
-        if self.letters[-1] not in "YX":
-            return last
-        # Any axis before the planes says that the last one, of 3 or 4 pixels, is no colour.
-        return 0 if last >= 2 and self.shape[-1] in (3, 4) else None
+        """What `dn_core.denoise` is told: the axis behind the planes, None where they are last."""
+        return None if self.letters[-1] in "YX" else len(self.shape) - 1
+
+    @property
+    def must_be_said(self) -> bool:
+        """Whether `dn_core.denoise` would guess, or find other planes, if it were told nothing."""
+        from dn_core.inference.planes import find_axes
+
+        found = find_axes(self.shape)
+        return found.guess is not None or found.spatial != self.spatial
 
     @property
     def spatial(self) -> tuple[int, int]:
@@ -102,21 +106,45 @@ def time_axes(layer: Image) -> tuple[int, ...]:
 def default_axes(labels: tuple[str, ...], shape: tuple[int, ...], rgb: bool, times: tuple[int, ...] = ()) -> str:
     """Letters for a layer's axes: from its labels, where they say it, otherwise ``TZYX`` from the right, ``Q`` beyond.
 
-    An axis of `times`, whose unit is one of time, is ``T`` then.
+    ``C`` is last where the library's rule for arrays finds channels there, or the last axis has length 1; see `guess_in_words`. An axis of
+    `times`, whose unit is one of time, is ``T`` then.
 
     `shape` and the result include the colours of an RGB layer, `labels` do not.
     """
     count = len(shape) - rgb
     first = [label[:1].upper() for label in labels]
-    if len(set(first)) == count and {"Y", "X"} <= set(first) and all(letter.isalpha() for letter in first):
+    if _say_it(labels, count):
         letters = "".join(first)
     else:
-        guess = (["Q"] * max(0, count - 4)) + list("TZYX")[-count:]
-        if len(times) == 1 and times[0] < count - 2:
+        channels_last = not rgb and _found(shape).spatial == (count - 3, count - 2)
+        guess = ["Q"] * max(0, count - 4 - channels_last) + list("TZYX")[-(count - channels_last) :] + ["C"] * channels_last
+        if len(times) == 1 and times[0] < count - 2 - channels_last:
             guess = ["Q" if letter == "T" else letter for letter in guess]
             guess[times[0]] = "T"
         letters = "".join(guess)
     return letters + "S" * rgb
+
+
+def guess_in_words(layer: Image, letters: str) -> str:
+    """What `default_axes` guessed of a layer's channels, and what to do about it; "" where it guessed nothing, or other letters stand."""
+    labels, shape = tuple(map(str, layer.axis_labels)), tuple(highest_level(layer).shape)
+    guess = None if layer.rgb or _say_it(labels, len(shape)) else _found(shape).guess
+    if guess is None or letters != default_axes(labels, shape, layer.rgb, time_axes(layer)):
+        return ""
+    return f"A guess from the shape {shape}: {guess}. Change the letters where it is wrong."
+
+
+def _say_it(labels: tuple[str, ...], count: int) -> bool:
+    """Whether labels name the axes, rows and columns among them."""
+    first = [label[:1].upper() for label in labels]
+    return len(set(first)) == count and {"Y", "X"} <= set(first) and all(letter.isalpha() for letter in first)
+
+
+def _found(shape: tuple[int, ...]) -> Any:
+    """What the library finds in a layer that is no picture in colours: without alpha."""
+    from dn_core.inference.planes import find_axes
+
+    return find_axes(shape, "auto", alpha=False)
 
 
 def highest_level(layer: Image) -> Any:

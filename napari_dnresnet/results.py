@@ -79,10 +79,10 @@ class Plan:
         """Python code that gives the result's pixels."""
         image = f"viewer.layers[{self.name!r}].data{'[0]' if self.multiscale else ''}"
         shown = {key: value for key, value in self.options.items() if value is not None and (key, value) != ("nonfinite", "raise")}
-        if self.axes.channel_axis is not None:
+        if self.axes.must_be_said:
             shown["channel_axis"] = self.axes.channel_axis
-        if self._has_four_channels:
-            shown["alpha"] = False
+        if self.axes.alpha:
+            shown["alpha"] = True
         if amount != 1:
             shown["amount"] = amount
         arguments = "".join(f", {key}={value!r}" for key, value in shown.items())
@@ -90,8 +90,6 @@ class Plan:
 
     def as_command(self, amount: float) -> str:
         """A shell command that makes the result from the layer's file; with a first line that says so where the layer is not a file."""
-        if self._has_four_channels:
-            return "# the command takes the last of four channels for alpha; use Copy as Python\n"
         path = self._file()
         source = path or f"{self.name}.tif"
         target = Path(source).with_name(f"{Path(source).name.split('.')[0]} denoised.tif")
@@ -99,15 +97,10 @@ class Plan:
         for option, value in {**self.options, "amount": None if amount == 1 else amount}.items():
             if value is not None and (option, value) != ("nonfinite", "raise"):
                 words += [f"--{option}", str(value)]
-        if self.axes.channel_axis is not None and "S" not in self.axes.letters:
-            words += ["--channel-axis", str(self.axes.channel_axis)]
+        if self.axes.must_be_said and "S" not in self.axes.letters:
+            words += ["--channel-axis", str(self.axes.channel_axis).lower()]
         note = "" if path else f"# save the layer as {shlex.quote(source)} first\n"
         return f"{note}{shlex.join(words)}\n"
-
-    @property
-    def _has_four_channels(self) -> bool:
-        """Whether there are four channels at the end that are no RGBA, as the library would take them."""
-        return self.axes.letters[-1] == "C" and self.axes.shape[-1] == 4
 
     def missing(self) -> str:
         """What the layer's file lacks and is a fill value among its pixels, in words; dask and napari do not say so."""

@@ -127,6 +127,7 @@ class TrainWidget(Dock):
     def arguments(self, material: dict[str, _Planes]) -> list[str]:
         """The options of ``dn-resnet finetune`` but for the images."""
         arguments = ["--name", self.model_name.value.strip(), "--start", self.start_from.value, "--minutes", f"{self.minutes.value:g}"]
+        arguments += ["--channel-axis", "none"]  # what is handed over has rows and columns last
         device = preferences().device
         arguments += ["--device", device] if device != "auto" else []
         if self.way.value == REPEATS:
@@ -177,7 +178,8 @@ class TrainWidget(Dock):
         for curve in (self.curve, self.losses):
             curve.clear()
         self._finished, self._paused, self._told_error = "", False, ""
-        self.tell("Handing the images over ...")
+        without = " without alpha" if any(planes.has_alpha for planes in material.values()) else ""
+        self.tell(f"Handing the images over{without} ...")
 
         def handed_over(files: dict[str, Path]) -> None:
             images = [part for option, path in files.items() for part in (f"--{option}", str(path))]
@@ -293,6 +295,7 @@ class _Planes:
 
     def __init__(self, data: Any, last: str) -> None:
         self.data, self.channels_last = data, last in "CS"
+        self.has_alpha = last == "S" and data.shape[-1] > 3
         count = min(data.shape[-1], 3) if last == "S" else data.shape[-1]
         self.shape = (count, *data.shape[:-1]) if self.channels_last else tuple(data.shape)
         self.dtype = np.dtype(data.dtype).newbyteorder("=")

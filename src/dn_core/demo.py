@@ -55,7 +55,7 @@ def _show(path: Path | None, output: Path, gui: bool) -> None:
     print(f"picture   {output.resolve()} (before | after)")
     if gui:
         layers = {"truth": truth, "noisy": noisy, "denoised": clean}
-        _open_napari({name: layer for name, layer in layers.items() if layer is not None})
+        _open_napari({name: layer for name, layer in layers.items() if layer is not None}, axes)
 
 
 def _example() -> tuple[NDArray[Any], str, dict[str, Any], NDArray[Any] | None]:
@@ -68,11 +68,13 @@ def _example() -> tuple[NDArray[Any], str, dict[str, Any], NDArray[Any] | None]:
 
 def _opened(path: Path) -> tuple[NDArray[Any], str, dict[str, Any], NDArray[Any] | None]:
     from dn_core import files
+    from dn_core.inference.arrays import axes_of_file
 
     with files.open_image(path) as image:
-        for note in image.notes:
+        axes = axes_of_file(image)
+        for note in filter(None, (*image.notes, axes.note)):
             print(f"note      {note}")
-        return image.pixels, image.axes, image.channels(), None
+        return image.pixels, axes.letters(image.axes), axes.options, None
 
 
 def _psnr(image: NDArray[Any], truth: NDArray[Any]) -> float:
@@ -81,14 +83,14 @@ def _psnr(image: NDArray[Any], truth: NDArray[Any]) -> float:
     return float(peak_signal_noise_ratio(truth, image, data_range=255))
 
 
-def _open_napari(layers: dict[str, NDArray[Any]]) -> None:
+def _open_napari(layers: dict[str, NDArray[Any]], axes: str) -> None:
     """A napari of its own with the arrays and the plugin; this package does not import napari."""
     import tifffile
 
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{name}.tif" for name in layers]
         for path, layer in zip(paths, layers.values(), strict=True):
-            rgb = layer.ndim >= 3 and layer.shape[-1] in (3, 4)
+            rgb = axes.endswith("S") and layer.shape[-1] in (3, 4)
             tifffile.imwrite(path, layer, photometric="rgb" if rgb else "minisblack")
         subprocess.run([sys.executable, "-m", "napari", *map(str, paths), "--with", "napari-dnresnet", "Denoise layer"], check=False)
 

@@ -495,23 +495,6 @@ def test_a_channel_axis_may_stand_anywhere(axis):
     np.testing.assert_array_equal(np.moveaxis(result, axis, 0), denoise(channels, RESIDUAL))
 
 
-def test_colours_are_found_at_the_end():
-    colours = picture((3, 24, 26), "u1")
-    rgb = np.ascontiguousarray(np.moveaxis(colours, 0, -1))
-    np.testing.assert_array_equal(np.moveaxis(denoise(rgb, RESIDUAL), -1, 0), denoise(colours, RESIDUAL))
-
-
-def test_alpha_passes_through():
-    rgba = picture((24, 26, 4), "u1")
-    result = denoise(rgba, RESIDUAL)
-    np.testing.assert_array_equal(result[..., 3], rgba[..., 3])
-    assert (result[..., :3] != rgba[..., :3]).any()
-    lazy = denoise(da.from_array(rgba), RESIDUAL)
-    np.testing.assert_array_equal(lazy.compute()[..., 3], rgba[..., 3])
-    four_channels = denoise(np.moveaxis(rgba, -1, 0), RESIDUAL, channel_axis=0)
-    assert (four_channels[3] != rgba[..., 3]).any()
-
-
 @pytest.mark.parametrize(("shape", "axis"), [((24, 26, 1), -1), ((24, 26), None)])
 def test_alpha_without_anything_beside_it_is_refused(shape, axis):
     with pytest.raises(ValueError, match="leave alpha out"):

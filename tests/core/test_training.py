@@ -145,7 +145,8 @@ def test_colours_are_made_grey_however_they_lie_in_the_file(tmp_path):
     Image.fromarray(colours).save(tmp_path / "a_rgb.png")
     Image.fromarray(np.concatenate([colours, alpha], axis=2)).save(tmp_path / "b_rgba.png")
     tifffile.imwrite(tmp_path / "c_planar.tif", np.moveaxis(colours, 2, 0), photometric="rgb", planarconfig="separate")
-    bank = load_bank(tmp_path, smallest=32)
+    with pytest.warns(UserWarning, match=r"\(40, 48, 4\): the last of its 4 samples is alpha, which is left alone"):
+        bank = load_bank(tmp_path, smallest=32)
     assert len(bank.images) == 3
     for image in bank.images:
         np.testing.assert_array_equal(image, to_grey(colours))
@@ -154,7 +155,8 @@ def test_colours_are_made_grey_however_they_lie_in_the_file(tmp_path):
 def test_alpha_beside_grey_is_left_out(tmp_path, pictures):
     grey = pictures[0]
     Image.fromarray(np.stack([grey, np.full_like(grey, 9)], axis=2)).save(tmp_path / "la.png")
-    (image,) = load_bank(tmp_path).images
+    with pytest.warns(UserWarning, match="the last of its 2 samples is alpha"):
+        (image,) = load_bank(tmp_path).images
     np.testing.assert_array_equal(image, grey)
 
 

@@ -115,7 +115,7 @@ def test_every_kind_of_array_gives_what_the_library_gives(viewer, open_widget, w
         data[...] = image
     viewer.add_image(data, name="image", rgb=False, contrast_limits=(0, 255))
     result = run(open_widget(NAME), wait)
-    expected = dn_core.denoise(image, channel_axis=0 if shape[-1] == 3 else None)
+    expected = dn_core.denoise(image, channel_axis=None)
     assert result.data.shape == shape
     assert result.dtype == image.dtype
     assert not result.multiscale
@@ -166,7 +166,7 @@ def test_everything_is_kept_of_every_kind_of_layer(own_settings, make_napari_vie
             **look,
         )
         result = run(widget, wait)
-        expected = dn_core.denoise(image)
+        expected = dn_core.denoise(image, channel_axis=-1 if rgb else None)
         assert result.name == f"{layer.name} denoised", widget.status.value
         assert (result.dtype, result.rgb, result.multiscale) == (image.dtype, rgb, False)
         assert np.array_equal(np.asarray(result.data), expected)
@@ -189,7 +189,7 @@ def test_colours_are_denoised_and_alpha_is_left_alone(viewer, open_widget, wait,
     assert ("alpha left alone" in widget.words.value) == (channels == 4)
     result = run(widget, wait)
     assert result.rgb
-    assert np.array_equal(result.data, dn_core.denoise(image))
+    assert np.array_equal(result.data, dn_core.denoise(image, channel_axis=-1, alpha=channels == 4))
     widget.residual.clicked.emit(True)
     assert viewer.layers["image residual"].data.shape == (60, 70)
 
@@ -340,7 +340,19 @@ def test_four_channels_are_no_colours_in_the_code_either(viewer, open_widget, wa
     names: dict[str, Any] = {"viewer": viewer}
     exec(widget.code("python"), names)
     assert np.array_equal(names["clean"], result.data)
-    assert widget.code("command").startswith("#")
+    assert "--channel-axis 2" in widget.code("command")
+
+
+def test_channels_that_are_guessed_are_said_to_be_a_guess(viewer, open_widget, wait):
+    image = np.stack([picture((60, 70))] * 5, axis=-1)
+    viewer.add_image(image, name="image", rgb=False)
+    widget = open_widget(NAME)
+    assert widget.axes.value == "YXC"
+    assert "A guess from the shape" in widget.words.value
+    assert np.array_equal(run(widget, wait).data, dn_core.denoise(image, channel_axis=-1))
+    viewer.layers.selection.active = viewer.layers["image"]
+    widget.axes.value = "ZYX"
+    assert "guess" not in widget.words.value
 
 
 def test_the_command_says_when_the_layer_is_no_file(viewer, open_widget, tmp_path):

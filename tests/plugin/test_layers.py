@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from napari.layers import Image
 
-from napari_dnresnet.layers import Axes, LazyArray, default_axes, readable, time_axes
+from napari_dnresnet.layers import Axes, LazyArray, default_axes, guess_in_words, readable, time_axes
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,11 @@ from napari_dnresnet.layers import Axes, LazyArray, default_axes, readable, time
         (("y", "x"), (4, 5, 3), True, "YXS"),
         (("-3", "-2", "-1"), (7, 4, 5, 4), True, "ZYXS"),
         (("a", "a", "y"), (3, 4, 5), False, "ZYX"),  # labels that do not say it
+        (("-3", "-2", "-1"), (60, 50, 5), False, "YXC"),
+        (("-4", "-3", "-2", "-1"), (2, 60, 50, 4), False, "ZYXC"),
+        (("-5", "-4", "-3", "-2", "-1"), (2, 2, 60, 50, 3), False, "TZYXC"),
+        (("-3", "-2", "-1"), (40, 50, 1), False, "YXC"),
+        (("z", "y", "x"), (60, 50, 5), False, "ZYX"),  # labels that say it
     ],
 )
 def test_axes_come_from_labels_or_from_the_right(labels, shape, rgb, letters):
@@ -34,26 +39,41 @@ def test_a_unit_of_time_says_which_axis_is_time():
 
 
 @pytest.mark.parametrize(
-    ("letters", "shape", "channel_axis"),
+    ("letters", "shape", "channel_axis", "must_be_said"),
     [
-        ("YX", (40, 3), None),
-        ("ZYX", (9, 40, 50), None),
-        ("ZYX", (9, 40, 3), 0),
-        ("TXY", (9, 40, 50), None),
-        ("TXY", (9, 40, 3), 0),
-        ("YXS", (40, 50, 3), 2),
-        ("YXC", (40, 50, 5), 2),
-        ("TCYX", (2, 3, 40, 50), None),
+        ("YX", (40, 3), None, False),
+        ("ZYX", (9, 40, 50), None, False),
+        ("ZYX", (90, 40, 3), None, True),
+        ("ZYX", (9, 40, 1), None, True),
+        ("TXY", (9, 40, 50), None, False),
+        ("YXS", (40, 50, 3), 2, True),
+        ("YXC", (40, 50, 5), 2, True),
+        ("YXC", (40, 50, 1), 2, False),
+        ("TCYX", (2, 3, 40, 50), None, False),
     ],
 )
-def test_the_library_is_told_only_what_it_would_not_find(letters, shape, channel_axis):
-    assert Axes(letters, shape).channel_axis == channel_axis
+def test_the_library_is_told_what_it_would_have_to_guess(letters, shape, channel_axis, must_be_said):
+    axes = Axes(letters, shape)
+    assert axes.channel_axis == channel_axis
+    assert axes.must_be_said == must_be_said
 
 
-@pytest.mark.parametrize("letters", ["YX", "YXYX", "XYZ", "XZY", "Z1X", "YZX", "CYXZ"])
+@pytest.mark.parametrize(
+    ("settings", "letters", "words"),
+    [
+        ({}, "YXC", "A guess from the shape (60, 50, 5): its last axis, of 5, is taken as channels. Change the letters where it is wrong."),
+        ({}, "ZYX", ""),  # what the user typed is no guess
+        ({"axis_labels": ("y", "x", "c")}, "YXC", ""),
+    ],
+)
+def test_a_guess_is_said_in_words(settings, letters, words):
+    assert guess_in_words(Image(np.zeros((60, 50, 5)), rgb=False, **settings), letters) == words
+
+
+@pytest.mark.parametrize("letters", ["YX", "YXYX", "XYZ", "XZY", "Z1X", "YZX", "CYXZ", "YXCS"])
 def test_axes_that_do_not_fit_are_refused(letters):
     with pytest.raises(ValueError, match="expected"):
-        Axes(letters, (3, 4, 5) if letters != "CYXZ" else (3, 4, 5, 6))
+        Axes(letters, (3, 4, 5, 6)[: max(3, len(letters))])
 
 
 def test_each_axis_is_said_in_words():

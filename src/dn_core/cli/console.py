@@ -13,11 +13,31 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from dn_core.cli.signals import end_if_stopped
 
-__all__ = ["FAILURES", "Debug", "bar", "explained", "say", "sentence", "show_warning"]
+__all__ = ["FAILURES", "ChannelAxis", "Debug", "bar", "explained", "say", "sentence", "show_warning"]
 
 # What a bad file or a full machine raises; RuntimeError is how engines say that they cannot go on.
 FAILURES = (ValueError, TypeError, OSError, MemoryError, RuntimeError, ArithmeticError, ImportError)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _channel_axis(text: str) -> str | int | None:
+    word = text.strip().lower()
+    if word in ("auto", "none"):
+        return None if word == "none" else word
+    try:
+        return int(word)
+    except ValueError:
+        raise typer.BadParameter(f"it is {text!r}; auto, none or the index of an axis is expected.") from None
+
+
+ChannelAxis = Annotated[
+    Any,
+    typer.Option(
+        parser=_channel_axis,
+        metavar="auto|none|INDEX",
+        help="Axis of channels; none: the last two axes are planes; auto: as the file says, else a guess that is told.",
+    ),
+]
 
 
 class _Messages(Console):
@@ -54,7 +74,7 @@ def explained(debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def sentence(error: BaseException) -> str:
+def sentence(error: BaseException | str) -> str:
     """The message, on one line, with options named as they are here and not as arguments of functions."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
@@ -65,7 +85,8 @@ def _as_options(text: str) -> str:
     def option(found: re.Match[str]) -> str:
         return f"--{found[1].replace('_', '-')} {found[3]}"
 
-    return re.sub(r"\b(nonfinite|missing|device|hot_pixels)=(['\"])([\w:]+)\2", option, text)
+    text = re.sub(r"\b(nonfinite|missing|device|hot_pixels)=(['\"])([\w:]+)\2", option, text)
+    return re.sub(r"\bchannel_axis=(None|-?\d+)", lambda found: f"--channel-axis {found[1].lower()}", text)
 
 
 def say(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dn_core.cli.console import FAILURES, Debug, bar, explained, say, sentence
+from dn_core.cli.console import FAILURES, ChannelAxis, Debug, bar, explained, say, sentence
 from dn_core.cli.signals import end_if_stopped
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def denoise(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Images, folders, or glob patterns in quotes.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A file for one input; a folder for several.")],
     model: Annotated[str | None, typer.Option(help="A name from 'dn-resnet models', or a model file.")] = None,
-    channel_axis: Annotated[int | None, typer.Option(help="Axis of channels, where the file does not say.")] = None,
+    channel_axis: ChannelAxis = "auto",
     amount: Annotated[float, typer.Option(min=0, max=1, help="0 keeps the image, 1 denoises it fully.")] = 1.0,
     noise: Annotated[float | None, typer.Option(help="Standard deviation of the noise in grey levels, for models that take one.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; by default the best there is.")] = None,
@@ -93,30 +93,34 @@ def _denoise_file(
     job: _Job,
     model: Any,
     options: dict[str, Any],
-    channel_axis: int | None,
+    channel_axis: Any,
     missing: str | None,
     compare: Path | None,
     overwrite: bool,
     advance: Callable[[int, int], None],
 ) -> None:
     from dn_core import files
+    from dn_core.inference.arrays import axes_of_file
     from dn_core.inference.denoise import denoise_steps
 
     with files.open_image(job.source, missing=missing) as image:
         for note in image.notes:
             say(f"{job.source.name}: {note}")
+        axes = axes_of_file(image, channel_axis)
+        if axes.note is not None:
+            say(f"{job.source.name}: {sentence(axes.note)}")
         if job.folder is not None:
             job.folder.mkdir(parents=True, exist_ok=True)
         files.check_output(job.target, image, overwrite=overwrite)
         with files.create_image(job.target, image, overwrite=overwrite) as target:
-            steps = denoise_steps(image.source, model, **image.channels(channel_axis), out=target, **options)
+            steps = denoise_steps(image.source, model, **axes.options, out=target, **options)
             with contextlib.closing(steps):
                 for step in steps:
                     advance(step.done, step.total)
             if compare is not None:
                 from dn_core.comparison import write_comparison
 
-                write_comparison(compare, image.source, target, image.axes, **image.shown)
+                write_comparison(compare, image.source, target, axes.letters(image.axes), **image.shown)
 
 
 def _sources(inputs: list[str], output: Path) -> tuple[list[FoundImage], list[OSError]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dn_core.cli.console import Debug, bar, explained, say, sentence
+from dn_core.cli.console import ChannelAxis, Debug, bar, explained, say, sentence
 
 __all__ = ["TrainCommand", "finetune", "train"]
 
@@ -97,6 +97,7 @@ def finetune(
     clean: Annotated[Path | None, typer.Option(help="Clean images: a file, or a folder.")] = None,
     repeats: Annotated[Path | None, typer.Option(help="Repeats of a scene: a stack, or a folder of single images or of stacks.")] = None,
     axis: Annotated[int, typer.Option(help="Axis of the repeats in a stack.")] = 0,
+    channel_axis: ChannelAxis = "auto",
     noise_kind: Annotated[str | None, typer.Option(help="Noise to put on --clean alone: gaussian, poisson or poisson-gaussian.")] = None,
     sigma: Annotated[float | None, typer.Option(help="Of gaussian noise in grey levels, of poisson-gaussian in photons.")] = None,
     peak: Annotated[float | None, typer.Option(help="Mean count of photons at --white.")] = None,
@@ -121,7 +122,8 @@ def finetune(
         from dn_core.training.finetune import finetune_steps, images_from, training_folder
 
         noise = _noise_table(noise_kind, sigma, peak)
-        images = images_from(noisy=noisy, clean=clean, repeats=repeats, axis=axis, noise=noise, black=black, white=white)
+        axes = {"axis": axis, "channel_axis": channel_axis}
+        images = images_from(noisy=noisy, clean=clean, repeats=repeats, noise=noise, black=black, white=white, **axes)
         options = {"start": start, "name": name, "steps": steps, "minutes": minutes, "device": device, "allow": tuple(allow or ())}
         training = finetune_steps(images, out, **options)  # type: ignore[arg-type]
         told = images.describe()

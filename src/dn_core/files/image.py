@@ -90,11 +90,13 @@ class ImageFile:
 
     @property
     def alpha(self) -> bool:
-        """Whether the last of two or four samples is opacity, not intensity."""
-        # A TIFF says what its samples beyond the colours are; 0 beside grey means: just another channel.
+        """Whether the last sample is opacity, not intensity; never where samples are separate planes."""
+        # Writers of planar TIFFs take four of any planes for RGB and alpha. What samples beyond the colours are, a TIFF says in its
+        # extra samples, of which 0 means: just another one.
+        if not self.axes.endswith("S"):
+            return False
         extra = self.metadata.get("extrasamples", ())
-        unspecified = bool(extra) and extra[-1] == 0 and self.metadata.get("photometric") != "rgb"
-        return self.rgb and self.shape[self.axes.index("S")] in (2, 4) and not unspecified
+        return extra[-1] in (1, 2) if extra else self.shape[-1] in (2, 4)
 
     @property
     def shown(self) -> dict[str, Any]:
@@ -106,15 +108,30 @@ class ImageFile:
         """The index of the samples, else of the channels, else None."""
         return next((self.axes.index(axis) for axis in "SC" if axis in self.axes), None)
 
-    def channels(self, channel_axis: int | None = None) -> dict[str, Any]:
-        """``channel_axis`` and ``alpha`` for `dn_core.denoise`, as the caller or else the file says."""
-        if channel_axis is not None and channel_axis % len(self.axes) != self.channel_axis:
+    @property
+    def axes_known(self) -> bool:
+        """Whether the file itself says which axes are rows and columns; plain TIFF and zarr often do not."""
+        in_words = self.format in ("ome-tiff", "imagej-tiff", "ome-zarr") or "dimension_names" in self.metadata
+        return {"Y", "X"} <= set(self.axes) and (in_words or self.rgb or "Q" not in self.axes)
+
+    def channels(self, channel_axis: int | str | None = "auto") -> dict[str, Any]:
+        """``channel_axis`` and ``alpha`` for `dn_core.denoise`, as the caller says, or with ``"auto"`` the file.
+
+        Raises
+        ------
+        ImageFileError
+            When the file has its rows and columns where planes cannot be read.
+        """
+        if channel_axis != "auto" or not self.axes_known:
             return {"channel_axis": channel_axis, "alpha": None}
-        if self.channel_axis is None and len(self.axes) > 2 and "Q" not in self.axes:
-            # The file says that there are no channels: without an axis, an image 3 or 4 pixels wide would be taken for RGB. Planes are
-            # denoised one by one, whatever the axis they lie along is called.
-            return {"channel_axis": 0, "alpha": False}
-        return {"channel_axis": self.channel_axis, "alpha": self.alpha if self.rgb else None if self.channel_axis is None else False}
+        if self.axes.endswith("S"):
+            return {"channel_axis": len(self.axes) - 1, "alpha": self.alpha}
+        for apart in (None, *range(len(self.axes))):
+            if {"Y", "X"} == set([letter for axis, letter in enumerate(self.axes) if axis != apart][-2:]):
+                return {"channel_axis": apart, "alpha": None if apart is None else False}
+        raise ImageFileError(
+            f"{printable(self.path)} has axes {self.axes}; Y and X as the last two, but for one axis, are expected. Transpose it first."
+        )
 
 
 class CheckedSource:

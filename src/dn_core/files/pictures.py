@@ -78,6 +78,8 @@ def check_picture(path: Path, like: ImageFile) -> None:
     samples = like.shape[like.axes.index("S")] if like.rgb else 1
     if samples not in ((1, 3) if jpeg else (1, 2, 3, 4)) or (like.dtype.kind == "b" and samples != 1):
         raise ValueError(f"{like.dtype} with {samples} samples cannot be written as {name}. Choose a name that ends in .png or .tif.")
+    if samples in (2, 4) and not like.alpha:
+        raise ValueError(f"{samples} samples, none of them alpha, cannot be written as {name}. Choose a name that ends in .tif.")
 
 
 @contextlib.contextmanager

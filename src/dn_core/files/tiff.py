@@ -31,7 +31,7 @@ from dn_core.files.image import (
     reading,
     share,
 )
-from dn_core.files.raw import open_raw, writing
+from dn_core.files.raw import RawArray, open_raw, writing
 from dn_core.files.tiff_layout import (
     MEMORY_BYTES,
     TiffLayout,
@@ -145,6 +145,9 @@ def _notes_and_refusals(path: Path, tif: TiffFile, errors: list[str]) -> tuple[s
         notes.append(f"{count} images in the file{named}; the first is used")
     if levels:
         notes.append(f"pyramid of {len(levels) + 1} levels; level 0 is used")
+    page = series.keyframe
+    if int(page.planarconfig) == 2 and (page.samplesperpixel == 4 or {1, 2} & {int(kind) for kind in page.extrasamples or ()}):
+        notes.append(f"{page.samplesperpixel} samples in separate planes; each is a plane of the image, none is taken as alpha")
     return tuple(notes)
 
 
@@ -379,8 +382,8 @@ def check_tiff(path: Path, like: ImageFile) -> None:
         raise ValueError(f"{like.dtype} cannot be written as {kind}; one of {', '.join(allowed)} is expected. Convert the image first.")
     if kind == "ome-tiff" and (not set(like.axes) <= set("TZCYXSAPRHEQ") or len(set(like.axes)) != len(like.axes)):
         raise ValueError(f"axes {like.axes} cannot be written as OME-TIFF. Choose a name that ends in .tif alone.")
-    if not like.axes.endswith(("YXS", "SYX") if like.rgb else "YX"):
-        raise ValueError(f"axes {like.axes} cannot be written as TIFF; YX, YXS or SYX are expected last. Transpose the image first.")
+    if not _without_ones(like).axes.endswith(("YXS", "SYX") if like.rgb else "YX") and (like.rgb or kind != "tiff"):
+        raise ValueError(f"axes {like.axes} cannot be written as {kind}; YX, YXS or SYX are expected last. Transpose the image first.")
     needed, free = math.prod(like.shape) * like.dtype.itemsize, free_bytes(path.parent)
     if needed > MEMORY_BYTES and not _tiff_layout(kind, like).is_flat:
         needed *= 2  # before it is compressed it lies beside it
@@ -401,6 +404,13 @@ def tiff_kind(path: Path, like: ImageFile) -> str:
     return like.format if like.format == "ome-tiff" else "tiff"
 
 
+def _without_ones(like: ImageFile) -> ImageFile:
+    """The image without axes of length 1 behind its rows and columns."""
+    while like.axes[-1] not in "YXS" and like.shape[-1] == 1:
+        like = dataclasses.replace(like, source=np.broadcast_to(np.zeros((), like.dtype), like.shape[:-1]), axes=like.axes[:-1])
+    return like
+
+
 def _imagej_axes(axes: str) -> str:
     """ImageJ has no unknown axis: pages without a meaning are slices."""
     return axes if "Z" in axes else axes.replace("Q", "Z", 1)
@@ -418,12 +428,15 @@ def create_tiff(path: Path, like: ImageFile) -> Iterator[Target]:
     kind = tiff_kind(path, like)
     if like.format == "imagej-tiff" and kind == "ome-tiff" and not re.search(r"\.ome\.tiff?$", path.name, re.IGNORECASE):
         warnings.warn(f"{path.name} is larger or of another kind than ImageJ's own TIFF can be; it is written as OME-TIFF", stacklevel=4)
-    options, layout = _options(kind, like), _tiff_layout(kind, like)
+    stored = _without_ones(like)
+    ones = (0,) * (len(like.axes) - len(stored.axes))
+    options, layout = _options(kind, like if kind == "tiff" else stored), _tiff_layout(kind, like)
+    shape = like.shape if kind == "tiff" else stored.shape
     flat = layout.is_flat and like.dtype.kind != "b"  # of which eight pixels share a byte
     with replaced_file(path, check=check) as temporary, contextlib.ExitStack() as stack:
         if flat:
             with writing(temporary, math.prod(like.shape) * like.dtype.itemsize):
-                place = tifffile.imwrite(temporary, shape=like.shape, dtype=like.dtype, returnoffset=True, **options)
+                place = tifffile.imwrite(temporary, shape=shape, dtype=like.dtype, returnoffset=True, **options)
             assert place is not None  # as nothing is compressed
             array = open_raw(temporary, like.dtype.newbyteorder(options["byteorder"]), like.shape, place[0], writable=True)
             stack.callback(array.close)
@@ -433,13 +446,15 @@ def create_tiff(path: Path, like: ImageFile) -> Iterator[Target]:
         stack.callback(target.close)
         yield target
         if not flat:
-            write_in_layout(temporary, path, array, like, layout, options)
+            pages = array.view((..., *ones)) if isinstance(array, RawArray) else array[(..., *ones)]
+            write_in_layout(temporary, path, pages, stored, layout, options, ones=len(shape) - len(stored.shape))
         with _errors_of_tifffile():  # it warns of tags whose content is yet to come
             write_page_tags(temporary, _tags(kind, like))
 
 
 def _tiff_layout(kind: str, like: ImageFile) -> TiffLayout:
     """The layout of the input, or for one of another format with levels one that has such."""
+    like = _without_ones(like)
     y = rows_axis(like.axes)
     height, width = like.shape[y : y + 2]
     layout: TiffLayout | None = like.metadata.get("layout")

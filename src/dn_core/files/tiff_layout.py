@@ -143,7 +143,9 @@ def scratch_array(target: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
             array.close()
 
 
-def write_in_layout(path: Path, target: Path, image: Any, like: ImageFile, layout: TiffLayout, options: dict[str, Any]) -> None:
+def write_in_layout(
+    path: Path, target: Path, image: Any, like: ImageFile, layout: TiffLayout, options: dict[str, Any], *, ones: int = 0
+) -> None:
     """Write a TIFF with the pixels of an array, in a layout.
 
     Parameters
@@ -154,6 +156,8 @@ def write_in_layout(path: Path, target: Path, image: Any, like: ImageFile, layou
         A numpy or raw array in the shape of `like`; it is read piece by piece.
     options
         Further arguments of tifffile's writer.
+    ones
+        Axes of length 1 behind those of `like` that the shape in the file has.
     """
     import tifffile
 
@@ -163,12 +167,13 @@ def write_in_layout(path: Path, target: Path, image: Any, like: ImageFile, layou
     # By their tags Aperio's levels are no reduced images, unlike those of all others.
     # tifffile wants its own descriptions, where an image has one, on levels too.
     described = options.get("metadata") is not None and not options.get("ome")
-    of_level.update(metadata={"axes": like.axes} if described else None, software=False, subfiletype=0 if layout.thumbnail else 1)
+    of_level.update(metadata={"axes": options["metadata"]["axes"]} if described else None)
+    of_level.update(software=False, subfiletype=0 if layout.thumbnail else 1)
     nested = len(layout.levels) if layout.nested else 0
     small_picture = Level(layout.thumbnail, None) if layout.thumbnail else None
     smaller = [level for level in (small_picture, *layout.levels) if level is not None]
     with tifffile.TiffWriter(path, **of_file) as writer, contextlib.ExitStack() as stack:
-        write = _Writer(writer, like, layout, options["byteorder"])
+        write = _Writer(writer, like, layout, options["byteorder"], (1,) * ones)
         write.level(image, Level((0, 0), layout.tile), **of_image, **({"subifds": nested} if nested else {}))
         larger = image
         for level in smaller:
@@ -194,17 +199,18 @@ def _resized(like: ImageFile, size: tuple[int, int]) -> tuple[int, ...]:
 class _Writer:
     """Writes one level after the other, in pieces."""
 
-    def __init__(self, writer: Any, like: ImageFile, layout: TiffLayout, byteorder: Any) -> None:
+    def __init__(self, writer: Any, like: ImageFile, layout: TiffLayout, byteorder: Any, ones: tuple[int, ...]) -> None:
         self._writer, self._layout = writer, layout
         self._y, self._dtype = rows_axis(like.axes), like.dtype
         self._samples_first = like.axes[: self._y].endswith("S")
-        self._byteorder = byteorder
+        self._byteorder, self._ones = byteorder, ones
 
     def level(self, array: Any, level: Level, **options: Any) -> None:
         if self._layout.compression != 1:
             options.update(compression=self._layout.compression, predictor=self._layout.predictor if self._dtype.kind != "b" else 1)
         if self._dtype.kind == "b":  # eight pixels share a byte
-            self._writer.write(array, tile=level.tile, rowsperstrip=None if level.tile else self._layout.rows, **options)
+            options["rowsperstrip"] = None if level.tile else self._layout.rows
+            self._writer.write(array.reshape(*array.shape, *self._ones), tile=level.tile, **options)
             return
         if level.tile:
             pieces: Iterator[Any] = self._tiles(array, level.tile)
@@ -214,7 +220,7 @@ class _Writer:
             rows = self._layout.rows or array.shape[self._y]
             options["rowsperstrip"] = rows
             pieces = self._strips(array, rows, options)
-        self._writer.write(pieces, shape=array.shape, dtype=self._dtype, tile=level.tile, buffersize=BAND_BYTES, **options)
+        self._writer.write(pieces, shape=(*array.shape, *self._ones), dtype=self._dtype, tile=level.tile, buffersize=BAND_BYTES, **options)
 
     def _tiles(self, array: Any, tile: tuple[int, int]) -> Iterator[Any]:
         height, width = array.shape[self._y : self._y + 2]

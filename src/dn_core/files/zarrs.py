@@ -71,8 +71,10 @@ def _bare(path: Path, array: Any, missing: str | None) -> ImageFile:
     _check_array(path, array)
     source = ZarrSource(array, path)
     names = getattr(array.metadata, "dimension_names", None)
-    axes = _letters(names) if names else "YX"[-array.ndim :].rjust(array.ndim, "Q")
-    metadata = {"zarr_format": array.metadata.zarr_format, "layouts": {"0": read_layout(array, path)}}
+    axes, said = _letters(names or ()), {"dimension_names": names}
+    if not {"Y", "X"} <= set(axes):
+        axes, said = "YX".rjust(array.ndim, "Q"), {}
+    metadata = {"zarr_format": array.metadata.zarr_format, "layouts": {"0": read_layout(array, path)}, **said}
     words = _missing(source, missing)
     return ImageFile(path, source, axes, "zarr", metadata, (words,) if words else (), words)
 
@@ -193,7 +195,9 @@ def check_zarr(path: Path, like: ImageFile) -> None:
         raise ValueError(
             f"axes {like.axes} cannot be written as OME-Zarr, which has no RGB samples. Choose a name that ends in .tif or .png."
         )
-    if not 2 <= len(like.axes) <= 5 or like.axes[-2:] != "YX" or len(set(like.axes)) != len(like.axes):
+    # Other formats may have any order: they are written in OME-Zarr's.
+    ordered = like.format != "ome-zarr" and {"Y", "X"} <= set(like.axes)
+    if not 2 <= len(like.axes) <= 5 or not (ordered or like.axes[-2:] == "YX") or len(set(like.axes)) != len(like.axes):
         raise ValueError(f"axes {like.axes} cannot be written as OME-Zarr; two to five different ones that end in YX are expected.")
 
 

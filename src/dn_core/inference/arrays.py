@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dn_core.inference.planes import check_dtype
+from dn_core.files import ImageFile
+from dn_core.inference.planes import Axes, ChannelAxis, check_dtype, find_axes
 from dn_core.memory import check_memory
 
-__all__ = ["as_array", "bytes_of", "check_out", "from_torch", "kind_of", "new_array", "to_torch"]
+__all__ = ["as_array", "axes_of", "axes_of_file", "bytes_of", "check_out", "kind_of", "new_array", "to_torch"]
+
+# Modes of PIL whose numbers are intensities; the others and what to convert them to.
+_PIL_MODES = ("L", "LA", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+_PIL_CONVERTED = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
+_WITH_ALPHA = "Give channel_axis=-1 if it is a channel as the others."
 
 
 def kind_of(image: Any) -> str:
@@ -27,14 +34,22 @@ def kind_of(image: Any) -> str:
 
 
 def as_array(image: Any) -> Any:
-    """What can be sliced window by window: arrays on disk (zarr, h5py, `ImageFile.source`) as they are, everything else as numpy."""
+    """What can be sliced window by window: arrays on disk (zarr, h5py, `ImageFile.source`) and dask's as they are, others as numpy."""
     if isinstance(image, (str, Path)):
         check_dtype(np.dtype(np.str_))
+    kind = kind_of(image)
+    if kind in ("xarray", "torch"):
+        return as_array(image.data if kind == "xarray" else _from_torch(image))
     if isinstance(image, np.ma.MaskedArray):
         raise TypeError("image is a masked array, whose mask would be lost; a plain array is expected. Use image.filled(value).")
     if hasattr(image, "__cuda_array_interface__"):
         raise TypeError("image lives on a GPU; a numpy array or a torch tensor is expected. Use image.get(), or torch.from_dlpack(image).")
-    if kind_of(image) in ("zarr", "chunked"):
+    if (mode := _pil_mode(image)) is not None and mode not in _PIL_MODES:
+        raise TypeError(
+            f"image is a PIL image of mode {mode}, whose numbers are no intensities of grey or red, green and blue; one of "
+            f"{', '.join(_PIL_MODES[:4])} is expected. Use image.convert({_PIL_CONVERTED.get(mode, 'RGB')!r})."
+        )
+    if kind in ("zarr", "chunked", "dask"):
         check_dtype(np.dtype(image.dtype))
         return image
     try:
@@ -45,6 +60,38 @@ def as_array(image: Any) -> Any:
         ) from error
     check_dtype(array.dtype)
     return array
+
+
+def axes_of(image: Any, shape: tuple[int, ...], channel_axis: ChannelAxis = "auto", alpha: bool | None = None) -> Axes:
+    """The planes of an image of `shape`; nothing is guessed of an xarray or a PIL image that says what its axes are."""
+    mode = _pil_mode(image)
+    if mode is None or len(shape) < 3:
+        return find_axes(shape, channel_axis, alpha, image.dims if kind_of(image) == "xarray" else ())
+    has_alpha = mode.endswith("A")
+    found = find_axes(shape, channel_axis, has_alpha if alpha is None and channel_axis == "auto" else alpha, ("y", "x", "colour"))
+    if not has_alpha or alpha is not None or channel_axis != "auto":
+        return found
+    return replace(found, guess=f"the last of its {len(mode)} samples is alpha, which is left alone", otherwise=_WITH_ALPHA)
+
+
+def axes_of_file(image: ImageFile, channel_axis: ChannelAxis = "auto") -> Axes:
+    """The planes of a file, as the caller or the file says, else by the rule for arrays; what is left alone as alpha is told."""
+    found = find_axes(image.shape, **image.channels(channel_axis))
+    if found.alpha is not None and found.guess is None:
+        samples = found.shape[found.alpha[0]]
+        return replace(found, guess=f"the last of its {samples} samples is alpha, which is left alone", otherwise=_WITH_ALPHA)
+    if channel_axis == "auto" and image.axes_known and len(found.shape) > 2 and found.plane_shape[1] == 1 and image.axes[-1] == "X":
+        return replace(
+            found,
+            guess=f"planes of {found.plane_shape[0]} x 1 pixels are taken, as its axes {image.axes} say",
+            otherwise="Give channel_axis=-1 if the last axis is one channel.",
+        )
+    return found
+
+
+def _pil_mode(image: Any) -> str | None:
+    mode = getattr(image, "mode", None)
+    return mode if isinstance(mode, str) and any(base.__module__ == "PIL.Image" for base in type(image).__mro__) else None
 
 
 def check_out(out: Any, image: Any, source: Any) -> None:
@@ -93,7 +140,7 @@ def _same_storage(out: Any, image: Any) -> bool:
     return stores[0] is not None and stores[0] == stores[1]
 
 
-def from_torch(tensor: Any) -> NDArray[Any]:
+def _from_torch(tensor: Any) -> NDArray[Any]:
     """A tensor as numpy; bfloat16, which numpy lacks, as float32."""
     import torch
 

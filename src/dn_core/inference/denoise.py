@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 
 from dn_core.checkpoints import Card, Checkpoint
 from dn_core.files.raw import RawArray
-from dn_core.inference.arrays import as_array, bytes_of, check_out, from_torch, kind_of, new_array, to_torch
+from dn_core.inference.arrays import as_array, axes_of, bytes_of, check_out, kind_of, new_array, to_torch
 from dn_core.inference.engines import Engine, Precision, TileTooLargeError, build_engine, choose_device
 from dn_core.inference.hot_pixels import MARGIN, HotPixelAction, HotPixels, change_at, find_hot_pixels, hot_pixels_message
 from dn_core.inference.planes import (
     Axes,
+    ChannelAxis,
     NonFinite,
     Plane,
     Statistics,
     blend,
     blocks,
-    find_axes,
     from_float,
     read_window,
     statistics,
@@ -132,15 +132,15 @@ def denoise(image: Any, model: str | Path | Model | None = None, **options: Any)
     Parameters
     ----------
     image
-        ``(..., height, width)``, or with channels: a numpy, dask or zarr array, a torch tensor or an xarray, of any integer or float type
-        and in any units.
+        ``(..., height, width)``, or with channels: a numpy, dask or zarr array, a torch tensor, an xarray or a PIL image, of any integer or
+        float type and in any units.
     model
         A name from `dn_core.model_names`, a file, or a loaded model. The default is the best for its cost.
 
     Returns
     -------
     array
-        Of the same kind, shape and dtype. dask stays lazy; a zarr array comes back as one in memory, or as `out`.
+        Of the same kind, shape and dtype. dask stays lazy; a zarr array comes back as one in memory, or as `out`; a PIL image as numpy's.
 
     Examples
     --------
@@ -160,7 +160,7 @@ def denoise_steps(
     image: Any,
     model: str | Path | Model | None = None,
     *,
-    channel_axis: int | None = None,
+    channel_axis: ChannelAxis = "auto",
     amount: float = 1.0,
     noise: float | None = None,
     device: str | None = None,
@@ -178,8 +178,9 @@ def denoise_steps(
     Parameters
     ----------
     channel_axis
-        Axis of colours or channels. Without it a last axis of 3 or 4 is taken as RGB(A); alpha (the last of 4 on a last axis) passes
-        through unchanged.
+        The axis of colours or channels, all of which are denoised, or None when there are none and the last two axes are planes. With
+        ``"auto"`` an xarray's names of its axes count. Otherwise axes of length 1 at the end are left aside, and a last axis of at most 16,
+        below an eighth of both axes before it, is taken for channels, the last of 4 for alpha, with a UserWarning.
     amount
         0 gives the image back, 1 the denoised one, between them `dn_core.blend` of both.
     noise
@@ -195,7 +196,7 @@ def denoise_steps(
     nonfinite
         ``"raise"`` refuses NaN and infinity; ``"fill"`` denoises around them and leaves them where they are.
     alpha
-        Whether the last channel is alpha, where the rule above does not say.
+        Whether the last channel is alpha, which passes through unchanged; with a `channel_axis` it is not unless asked for.
     hot_pixels
         What becomes of single pixels that stand out from all around them by more than the noise does, as hot and dead pixels of cameras
         do: ``"keep"`` leaves them as they are, ``"remove"`` gives them the value of their surroundings. Either way what is around them is
@@ -218,23 +219,13 @@ def denoise_steps(
         When the result, or even the smallest tile, would not fit into the memory that is free.
     """
     settings = Settings(_model_for(model, noise), amount, noise, choose_device(device), tile, precision, nonfinite, hot_pixels)
-    if (steps := _other_kind(image, settings, channel_axis, alpha, out)) is not None:
-        yield from steps
-        return
     source = as_array(image)
-    axes = find_axes(tuple(source.shape), channel_axis, alpha)
-    available = available_memory()
-    if out is None:
-        target, available = new_array(source, available), available - bytes_of(source)
-    else:
-        check_out(out, image, source)
-        target = out
-    if kind_of(source) == "zarr":
-        source = _with_missing_told(source)
-    if kind_of(target) == "zarr" and (target.shards or out is None):
-        yield from _into_chunks(source, target, axes, settings, available)
-    else:
-        yield from _denoise_planes(source, target, axes, settings, available)
+    axes = axes_of(image, source.shape, channel_axis, alpha)
+    if axes.note is not None:
+        warnings.warn(axes.note, UserWarning, stacklevel=3)
+    kind = kind_of(image)
+    steps = _steps(image.data if kind == "xarray" else image, source, axes, settings, out)
+    yield from _converted(steps, image, kind) if kind in ("torch", "xarray") else steps
 
 
 def _with_missing_told(array: Any) -> Any:
@@ -243,7 +234,7 @@ def _with_missing_told(array: Any) -> Any:
 
     source = ZarrSource(array)
     if source.count.in_words:
-        warnings.warn(f"{source.name}: {source.count.in_words}", UserWarning, stacklevel=4)
+        warnings.warn(f"{source.name}: {source.count.in_words}", UserWarning, stacklevel=5)
     return source
 
 
@@ -324,6 +315,29 @@ class Settings:
         return self.model.engine(self.device, _precision(self.precision, dtype))
 
 
+def _steps(image: Any, source: Any, axes: Axes, settings: Settings, out: Any) -> Iterator[Progress]:
+    """The steps for `source`, which is `image` as an array."""
+    if kind_of(source) == "dask":
+        from dn_core.inference.lazy import denoise_dask
+
+        if out is not None:
+            raise ValueError("out is given with a dask array, which stays lazy; none is expected. Use denoise(image).store(out).")
+        yield Progress(1, 1, 0.0, denoise_dask(source, settings, axes))
+        return
+    available = available_memory()
+    if out is None:
+        target, available = new_array(source, available), available - bytes_of(source)
+    else:
+        check_out(out, image, source)
+        target = out
+    if kind_of(source) == "zarr":
+        source = _with_missing_told(source)
+    if kind_of(target) == "zarr" and (target.shards or out is None):
+        yield from _into_chunks(source, target, axes, settings, available)
+    else:
+        yield from _denoise_planes(source, target, axes, settings, available)
+
+
 def _denoise_planes(source: Any, target: Any, axes: Axes, settings: Settings, available: int) -> Iterator[Progress]:
     """All planes of an array; smaller tiles, then the CPU, are tried where memory does not suffice."""
     known: dict[Plane, Statistics] = {}
@@ -373,7 +387,7 @@ def _denoise_tiled(
         told += job.finish(target, output, settings)
         left = (time.monotonic() - began) / done * (total - done)
         if done == total and told:
-            warnings.warn(hot_pixels_message(settings.hot_pixels, len(told), min(told)), UserWarning, stacklevel=5)
+            warnings.warn(hot_pixels_message(settings.hot_pixels, len(told), min(told)), UserWarning, stacklevel=6)
         yield Progress(done, total, left, target if done == total else None)
 
 
@@ -490,24 +504,6 @@ def _precision(asked: Precision | None, dtype: np.dtype[Any]) -> Precision:
     if asked is not None:
         return asked
     return "bfloat16" if dtype.itemsize == 1 else "float32"
-
-
-def _other_kind(image: Any, settings: Settings, channel_axis: int | None, alpha: bool | None, out: Any) -> Iterator[Progress] | None:
-    """Steps for arrays that are neither numpy nor zarr, or None."""
-    kind = kind_of(image)
-    if kind == "dask":
-        from dn_core.inference.lazy import denoise_dask
-
-        if out is not None:
-            raise ValueError("out is given with a dask array, which stays lazy; none is expected. Use denoise(image).store(out).")
-        return iter([Progress(1, 1, 0.0, denoise_dask(image, settings, channel_axis, alpha))])
-    if kind not in ("torch", "xarray"):
-        return None
-    array = image.data if kind == "xarray" else from_torch(image)
-    options = {"channel_axis": channel_axis, "amount": settings.amount, "noise": settings.noise, "device": settings.device, "out": out}
-    options |= {"tile": settings.tile, "precision": settings.precision, "nonfinite": settings.nonfinite, "alpha": alpha}
-    options |= {"hot_pixels": settings.hot_pixels}
-    return _converted(denoise_steps(array, settings.model, **options), image, kind)
 
 
 def _converted(steps: Iterator[Progress], image: Any, kind: str) -> Iterator[Progress]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dn_core.inference.hot_pixels import MARGIN, change_at, find_hot_pixels, hot_pixels_message
-from dn_core.inference.planes import blend, check_dtype, find_axes, from_float, power_of_two
+from dn_core.inference.planes import Axes, blend, from_float, power_of_two
 from dn_core.inference.tiling import pad_to_multiple, plan_tiles
 from dn_core.memory import available_memory
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["denoise_dask"]
 
 
-def denoise_dask(image: Any, settings: Settings, channel_axis: int | None, alpha: bool | None) -> Any:
+def denoise_dask(image: Any, settings: Settings, axes: Axes) -> Any:
     """A dask array that denoises itself when it is computed.
 
     Pixels that are not finite are found then, chunk by chunk; ``nonfinite="fill"`` needs a numpy or zarr array. Hot and dead pixels are
@@ -35,17 +35,15 @@ def denoise_dask(image: Any, settings: Settings, channel_axis: int | None, alpha
     """
     import dask.array as da
 
-    check_dtype(image.dtype)
     if any(math.isnan(size) for sizes in image.chunks for size in sizes):
         raise ValueError("image is a dask array with unknown chunk sizes; known ones are expected. Use image.compute_chunk_sizes().")
     if settings.nonfinite == "fill":
         raise ValueError("nonfinite='fill' works on numpy and zarr arrays, image is a dask array. Use image.compute(), or fill it first.")
-    axes = find_axes(image.shape, channel_axis, alpha)
     if axes.alpha is not None:
         axis, last = axes.alpha
         colours = image[(slice(None),) * axis + (slice(0, last),)]
         rest = image[(slice(None),) * axis + (slice(last, None),)]
-        return da.concatenate([denoise_dask(colours, settings, axis, False), rest], axis=axis).rechunk(image.chunks)
+        return da.concatenate([denoise_dask(colours, settings, Axes(colours.shape, axes.spatial)), rest], axis=axis).rechunk(image.chunks)
     stack, found = _after_statistics(da.moveaxis(image, axes.spatial, (-2, -1)), settings)
     result = da.map_blocks(_result, stack, _change(stack, found, settings), amount=settings.amount, dtype=image.dtype)
     return da.moveaxis(result, (-2, -1), axes.spatial).rechunk(image.chunks)

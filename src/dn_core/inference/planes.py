@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from dn_core.inference.tiling import pad_to_multiple
 
 __all__ = [
     "Axes",
+    "ChannelAxis",
     "NonFinite",
     "Plane",
     "Statistics",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 NonFinite = Literal["raise", "fill"]
+ChannelAxis = int | Literal["auto"] | None
 
 # Statistics are taken from blocks of about this many pixels, so that a huge plane needs little memory.
 BLOCK_PIXELS = 2**21
@@ -39,6 +41,16 @@ FILL_RADIUS = 3
 # Beyond this range float32 arithmetic would overflow or lose digits; such planes are scaled by a power of two.
 LARGE, SMALL = 1e30, 1e-30
 MAX_NDIM = 32
+# A last axis is taken for channels up to this length, and below this part of both axes before it.
+MOST_CHANNELS, CHANNEL_PART = 16, 8
+# So many planes of at least so many rows and 3 or 4 columns could as well be a small picture in colours.
+SMALL_PICTURE = 16
+# What arrays with named axes call them.
+ROWS, COLUMNS = {"y", "row", "rows", "height", "latitude", "lat"}, {"x", "col", "cols", "column", "columns", "width", "longitude", "lon"}
+COLOURS = {"s", "sample", "samples", "rgb", "rgba", "color", "colors", "colour", "colours"}
+CHANNELS = {"c", "ch", "channel", "channels", "band", "bands", "wavelength", "wavelengths"}
+# Letters of rows and columns, for axes that turn out to be neither.
+_UNKNOWN = str.maketrans("YX", "QQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,10 @@ class Axes:
     spatial: tuple[int, int]
     alpha: tuple[int, int] | None = None
     """Axis and index of an alpha channel, which passes through unchanged."""
+    guess: str | None = None
+    """What was guessed, or left alone as alpha unasked; None where the caller or the names of the axes said all."""
+    otherwise: str = ""
+    """How a caller says what was guessed, or otherwise."""
 
     @property
     def plane_shape(self) -> tuple[int, int]:
@@ -59,6 +75,34 @@ class Axes:
     def others(self) -> tuple[int, ...]:
         """Axes that are neither rows nor columns."""
         return tuple(axis for axis in range(len(self.shape)) if axis not in self.spatial)
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know of the axes, and can do about it; None where nothing was guessed or left alone."""
+        return None if self.guess is None else f"image has shape {self.shape}: {self.guess}. {self.otherwise}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``channel_axis`` and ``alpha`` with which a caller says that the axes are these.
+
+        Raises
+        ------
+        ValueError
+            When no `channel_axis` leaves rows and columns as the last two axes.
+        """
+        found = replace(self, guess=None, otherwise="")
+        for channel_axis in (None, *range(len(self.shape))) if self.alpha is None else (self.alpha[0],):
+            if find_axes(self.shape, channel_axis, self.alpha is not None) == found:
+                return {"channel_axis": channel_axis, "alpha": self.alpha is not None}
+        raise ValueError(
+            f"axes {self.spatial} of {self.shape} are rows and columns; the last two, with at most one of channels beside them, are "
+            "expected. Transpose the image first."
+        )
+
+    def letters(self, names: str) -> str:
+        """Letters for the axes: Y and X for a plane's, as `names` say for the others."""
+        rows, columns = self.spatial
+        return "".join("Y" if axis == rows else "X" if axis == columns else name for axis, name in enumerate(names.translate(_UNKNOWN)))
 
     def planes(self, *, alpha: bool = False) -> Iterator[Plane]:
         """Every plane in C order, or with `alpha` those of the alpha channel only."""
@@ -126,11 +170,24 @@ def check_dtype(dtype: np.dtype[Any]) -> None:
         )
 
 
-def find_axes(shape: tuple[int, ...], channel_axis: int | None, alpha: bool | None = None) -> Axes:
-    """The planes of an array: its last two axes that are not `channel_axis`.
+def find_axes(
+    shape: Sequence[int], channel_axis: ChannelAxis = "auto", alpha: bool | None = None, names: Sequence[Hashable] = ()
+) -> Axes:
+    """The planes of an array: as the caller says, else as its axes are named, else by one rule for all arrays, files and layers.
 
-    Without `channel_axis`, a last axis of 3 or 4 behind two of at least 16 is taken as RGB(A). The last sample of a last axis of 4
-    (with `alpha` true: of any channel axis) is alpha.
+    The rule: axes of length 1 at the end are left aside. A last axis of at most 16, below an eighth of both axes before it, is channels,
+    and the last of 4 is alpha. Otherwise the last two axes are planes. What was guessed is said in `Axes.guess`.
+
+    Parameters
+    ----------
+    shape
+        Of the array.
+    channel_axis
+        The axis of channels, which are all denoised; None when there are none and the last two axes are planes; ``"auto"`` to find out.
+    alpha
+        Whether the last channel is alpha; by default only where it is found out, in the last axis.
+    names
+        Of the axes, such as ``("time", "y", "x", "channel")``. Only the names of rows, columns, channels and colours count.
 
     Raises
     ------
@@ -139,31 +196,108 @@ def find_axes(shape: tuple[int, ...], channel_axis: int | None, alpha: bool | No
     TypeError
         When it is not an integer.
     ValueError
-        When there are too few or too many axes, or one of them is empty.
+        When there are too few or too many axes, one of them is empty, or no channel can be alpha.
+
+    Examples
+    --------
+    >>> find_axes((5, 256, 256)).spatial, find_axes((256, 256, 5)).spatial, find_axes((256, 256, 5), None).spatial
+    ((1, 2), (0, 1), (1, 2))
     """
+    shape = tuple(shape)
+    auto = isinstance(channel_axis, str) and channel_axis == "auto"
+    given = None if auto or channel_axis is None else _checked_channel(channel_axis, shape)
+    _check_shape(shape, given)
+    named = _named(shape, names) if auto else None
+    if named is not None:
+        spatial, channel = named
+    else:
+        channel = _guessed_channel(shape) if auto else given
+        end = len(shape) if channel_axis is None else _end(shape, channel)
+        rows, columns = [axis for axis in range(end) if axis != channel][-2:]
+        spatial = rows, columns
+    if alpha and (channel is None or shape[channel] < 2):
+        raise ValueError(f"alpha is true, but shape {shape} with channel_axis {channel_axis} has no channel beside it; leave alpha out.")
+    guessed = auto and named is None
+    if channel is None:
+        return Axes(shape, spatial, None, *(_doubt(shape, spatial) if guessed else ()))
+    colours = named is None or (channel == len(shape) - 1 and str(names[channel]).lower() in COLOURS)
+    found_alpha = auto and alpha is None and shape[channel] == 4 and colours
+    words = _guess(shape, channel, found_alpha) if found_alpha or guessed else ()
+    return Axes(shape, spatial, (channel, shape[channel] - 1) if alpha or found_alpha else None, *words)
+
+
+def _checked_channel(channel_axis: Any, shape: tuple[int, ...]) -> int:
+    if isinstance(channel_axis, (bool, np.bool_)) or not isinstance(channel_axis, (int, np.integer)):
+        raise TypeError(f'channel_axis is {channel_axis!r}; "auto", an integer or None is expected. Give the index of the axis.')
     ndim = len(shape)
-    if channel_axis is not None and (isinstance(channel_axis, (bool, np.bool_)) or not isinstance(channel_axis, (int, np.integer))):
-        raise TypeError(f"channel_axis is {channel_axis!r}; an integer or None is expected. Give the index of the axis.")
-    if channel_axis is not None and not -ndim <= channel_axis < ndim:
+    if not -ndim <= channel_axis < ndim:
         raise AxisError(
             f"channel_axis is {channel_axis}, the image has {ndim} axes {shape}; one of {-ndim}..{ndim - 1} is "
             "expected. Change channel_axis."
         )
-    if channel_axis is None and ndim >= 3 and shape[-1] in (3, 4) and min(shape[-3:-1]) >= 16:
-        channel_axis = ndim - 1
-    channel = None if channel_axis is None else int(channel_axis) % ndim
-    if not 2 <= ndim - (channel is not None) <= MAX_NDIM:
+    return int(channel_axis) % ndim
+
+
+def _check_shape(shape: tuple[int, ...], channel: int | None) -> None:
+    if not 2 <= len(shape) - (channel is not None) <= MAX_NDIM:
         where = "" if channel is None else f" with channel_axis {channel}"
         raise ValueError(
             f"image has shape {shape}{where}; (..., height, width) is expected, with channels (..., height, width, channels). Reshape it."
         )
-    if alpha and (channel is None or shape[channel] < 2):
-        raise ValueError(f"alpha is true, but shape {shape} with channel_axis {channel_axis} has no channel beside it; leave alpha out.")
     if 0 in shape:
         raise ValueError(f"image has shape {shape}: axis {shape.index(0)} is empty; at least one pixel is expected. Check how it was cut.")
-    spatial = [axis for axis in range(ndim) if axis != channel][-2:]
-    has_alpha = channel is not None and (alpha if alpha is not None else channel == ndim - 1 and shape[channel] == 4)
-    return Axes(shape, (spatial[0], spatial[1]), (channel, shape[channel] - 1) if has_alpha and channel is not None else None)
+
+
+def _named(shape: tuple[int, ...], names: Sequence[Hashable]) -> tuple[tuple[int, int], int | None] | None:
+    """Rows and columns and the channels, as the axes' names say; None where they say neither."""
+    words = [str(name).lower() for name in names]
+    rows, columns, colours, channels = (
+        [axis for axis, word in enumerate(words) if word in known] for known in (ROWS, COLUMNS, COLOURS, CHANNELS)
+    )
+    channel = next(iter(colours + channels), None)
+    if len(rows) == len(columns) == 1:
+        first, second = sorted(rows + columns)
+        return (first, second), channel
+    if channel is None or len(shape) < 3:
+        return None
+    first, second = [axis for axis in range(_end(shape, channel)) if axis != channel][-2:]
+    return (first, second), channel
+
+
+def _end(shape: tuple[int, ...], channel: int | None) -> int:
+    """Where the axes of length 1 at the end begin; two axes beside the channels stay."""
+    end = len(shape)
+    while shape[end - 1] == 1 and end - (channel is not None and channel < end) > 2:
+        end -= 1
+    return end
+
+
+def _guessed_channel(shape: tuple[int, ...]) -> int | None:
+    end = _end(shape, None)
+    few = end > 2 and shape[end - 1] <= MOST_CHANNELS and shape[end - 1] * CHANNEL_PART < min(shape[end - 3 : end - 1])
+    return end - 1 if few else None
+
+
+def _guess(shape: tuple[int, ...], channel: int, alpha: bool) -> tuple[str, str]:
+    """What was guessed of the channels, and how to say otherwise."""
+    last = "its last axis" if channel == len(shape) - 1 else f"its axis {channel}"
+    what = "colours, and the last of them as alpha, which is left alone" if alpha else "channels"
+    so = f"if all {shape[channel]} are channels" if alpha else "to say so"
+    return (
+        f"{last}, of {shape[channel]}, is taken as {what}",
+        f"Give channel_axis={channel - len(shape)} {so}, or channel_axis=None if the last two axes are planes.",
+    )
+
+
+def _doubt(shape: tuple[int, ...], spatial: tuple[int, int]) -> tuple[str, str] | tuple[()]:
+    """Words for planes as narrow as pixels have colours, which a small picture in colours could be as well."""
+    first, last = spatial
+    if first == 0 or shape[last] not in (3, 4) or min(shape[first - 1 : last]) < SMALL_PICTURE:
+        return ()
+    return (
+        f"planes of {shape[first]} x {shape[last]} pixels are taken",
+        f"Give channel_axis=None to say so, or channel_axis={last - len(shape)} if there are {shape[last]} colours.",
+    )
 
 
 def power_of_two(low: Any, high: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dn_core import files
+from dn_core.inference.arrays import axes_of_file
 from dn_core.memory import available_memory, check_memory
 
 __all__ = ["Bank", "Cuts", "Skipped", "load_bank", "read_grey", "to_grey", "turned"]
@@ -261,15 +263,17 @@ def read_grey(path: Path, smallest: int) -> list[NDArray[Any]]:
 
 def _grey_planes(image: files.ImageFile) -> NDArray[Any]:
     """``(..., height, width)``: colours made grey, alpha left out, other samples and channels as planes of their own."""
-    pixels = image.pixels
-    if not {"Y", "X"} <= set(image.axes):
-        return pixels
-    rows, columns = image.axes.index("Y"), image.axes.index("X")
-    if not image.rgb:
-        return np.moveaxis(pixels, (rows, columns), (-2, -1))
-    pixels = np.moveaxis(pixels, (rows, columns, image.axes.index("S")), (-3, -2, -1))
-    intensities = pixels.shape[-1] - int(image.alpha)
-    return to_grey(pixels) if intensities == 3 else np.moveaxis(pixels[..., :intensities], -1, -3)
+    pixels, axes = image.pixels, axes_of_file(image)
+    if axes.guess is not None:
+        warnings.warn(f"{image.path.parent.name}: an image has shape {image.shape}: {axes.guess}.", UserWarning, stacklevel=4)
+    if axes.alpha is not None:
+        axis, last = axes.alpha
+        pixels = pixels[(slice(None),) * axis + (slice(0, last),)]
+    if image.rgb:
+        samples = image.axes.index("S")
+        if pixels.shape[samples] == 3:
+            return to_grey(np.moveaxis(pixels, (*axes.spatial, samples), (-3, -2, -1)))
+    return np.moveaxis(pixels, axes.spatial, (-2, -1))
 
 
 @cache

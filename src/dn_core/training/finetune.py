@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, read_tensors, save_checkpoint
 from dn_core.inference.engines import choose_device
+from dn_core.inference.planes import ChannelAxis
 from dn_core.models.registry import default_name, resolve
 from dn_core.training import own_images
 from dn_core.training.fit import STATE_FILE, TrainProgress, alone_in, resumed_steps
@@ -73,6 +74,7 @@ def finetune(
     repeats: Any = None,
     axis: int = 0,
     noise: Any = None,
+    channel_axis: ChannelAxis = "auto",
     black: float | None = None,
     white: float | None = None,
     **options: Any,
@@ -87,20 +89,31 @@ def finetune(
         Arrays, files or folders; see `dn_core.training.own_images`.
     noise
         `Gaussian`, `Poisson` or `PoissonGaussian` of `dn_core.noise`; the sigma of Gaussian noise here in grey levels of the images.
+    channel_axis
+        The axis of channels, None when there are none, or ``"auto"``, as in `dn_core.denoise`.
     black, white
         Grey levels that are 0 and 1 in training.
     options
         Those of `finetune_steps`: `start`, `name`, `steps`, `minutes`, ...
     """
     path = Path(out)
-    images = images_from(noisy=noisy, clean=clean, repeats=repeats, axis=axis, noise=noise, black=black, white=white)
+    scale = {"black": black, "white": white}
+    images = images_from(noisy=noisy, clean=clean, repeats=repeats, axis=axis, noise=noise, channel_axis=channel_axis, **scale)
     for progress in finetune_steps(images, out, **options):
         path = progress.path
     return path
 
 
 def images_from(
-    *, noisy: Any = None, clean: Any = None, repeats: Any = None, axis: int = 0, noise: Any = None, **scale: float | None
+    *,
+    noisy: Any = None,
+    clean: Any = None,
+    repeats: Any = None,
+    axis: int = 0,
+    noise: Any = None,
+    channel_axis: ChannelAxis = "auto",
+    black: float | None = None,
+    white: float | None = None,
 ) -> OwnImages:
     """The images that `finetune` learns from.
 
@@ -111,11 +124,11 @@ def images_from(
     """
     given = {name for name, value in (("noisy", noisy), ("clean", clean), ("repeats", repeats), ("noise", noise)) if value is not None}
     if given == {"noisy", "clean"}:
-        return own_images.pairs(noisy, clean, **scale)
+        return own_images.pairs(noisy, clean, channel_axis=channel_axis, black=black, white=white)
     if given == {"repeats"}:
-        return own_images.repeats(repeats, axis, **scale)
+        return own_images.repeats(repeats, axis, channel_axis=channel_axis, black=black, white=white)
     if given == {"clean", "noise"}:
-        return own_images.clean_and_noise(clean, noise, **scale)
+        return own_images.clean_and_noise(clean, noise, channel_axis=channel_axis, black=black, white=white)
     raise ValueError(
         f"{' and '.join(sorted(given)) or 'nothing'} came; noisy and clean images, or repeats, or clean images and their noise are "
         "expected. Give one of these."

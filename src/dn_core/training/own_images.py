@@ -10,7 +10,8 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 
 from dn_core import files
 from dn_core.files.raw import RawArray, open_npy
-from dn_core.inference.arrays import as_array
-from dn_core.inference.planes import check_dtype, find_axes
+from dn_core.inference.arrays import as_array, axes_of, axes_of_file
+from dn_core.inference.planes import Axes, ChannelAxis, check_dtype
 
 __all__ = ["NoiseTable", "OwnImages", "Scene", "clean_and_noise", "pairs", "repeats"]
 
@@ -119,7 +120,9 @@ class OwnImages:
         }
 
 
-def pairs(noisy: Any, clean: Any, *, black: float | None = None, white: float | None = None) -> OwnImages:
+def pairs(
+    noisy: Any, clean: Any, *, channel_axis: ChannelAxis = "auto", black: float | None = None, white: float | None = None
+) -> OwnImages:
     """Noisy and clean images of the same scenes.
 
     Parameters
@@ -128,6 +131,9 @@ def pairs(noisy: Any, clean: Any, *, black: float | None = None, white: float | 
         Two arrays ``(..., height, width)`` of the same shape, two lists of such, two files (an image that can be read, or ``.npy``), or two
         folders whose files have the same names but for their endings. Planes are what `dn_core.denoise` would make of them. Clean images
         that differ from the noisy ones by a gain and an offset, scene by scene, are brought to their grey levels, with a UserWarning.
+    channel_axis
+        The axis of channels, None when there are none, or ``"auto"``: as a file says, otherwise found as `dn_core.denoise` does, with a
+        UserWarning. Alpha is not learnt from.
     black, white
         Grey levels that are 0 and 1 in training; by default 0 and 255 for 8-bit images, else two percentiles of the clean ones.
 
@@ -136,7 +142,7 @@ def pairs(noisy: Any, clean: Any, *, black: float | None = None, white: float | 
     ValueError
         When names or shapes do not match, or there is too little to learn from.
     """
-    noisy_images, clean_images = _read(noisy, "noisy"), _read(clean, "clean")
+    noisy_images, clean_images = _read(noisy, "noisy", channel_axis), _read(clean, "clean", channel_axis)
     if not isinstance(noisy, (str, Path)) or len(noisy_images) == len(clean_images) == 1:
         partners = [replace(image, name=other.name) for image, other in zip(clean_images, noisy_images, strict=False)]
         clean_images = [*partners, *clean_images[len(partners) :]]
@@ -156,6 +162,7 @@ def pairs(noisy: Any, clean: Any, *, black: float | None = None, white: float | 
                 f"{image.name} has shape {image.array.shape} noisy and {partner.array.shape} clean; the same is expected. Cut them alike."
             )
         scenes += [Scene((first,), second) for first, second in zip(image.planes(), partner.planes(), strict=True)]
+    _tell_axes([image.axes() for image in (*noisy_images, *clean_images)])
     _check(scenes)
     if max(_correlation(*_sampled(scene)) for scene in scenes) < UNRELATED:
         raise ValueError("the noisy and the clean images have nothing in common; the same scenes are expected. Check their order or names.")
@@ -173,7 +180,9 @@ def pairs(noisy: Any, clean: Any, *, black: float | None = None, white: float | 
     return _on_a_scale("pairs", matched, black, white)
 
 
-def repeats(images: Any, axis: int = 0, *, black: float | None = None, white: float | None = None) -> OwnImages:
+def repeats(
+    images: Any, axis: int = 0, *, channel_axis: ChannelAxis = "auto", black: float | None = None, white: float | None = None
+) -> OwnImages:
     """Repeats of the same scenes, each with noise of its own (Noise2Noise).
 
     Parameters
@@ -182,13 +191,15 @@ def repeats(images: Any, axis: int = 0, *, black: float | None = None, white: fl
         An array whose `axis` counts the repeats, a file with one, or a folder: of single planes, each a repeat of one scene, or of such
         stacks.
     """
-    found = _read(images, "repeats")
+    found = _read(images, "repeats", channel_axis)
     if len(found) > 1 and all(image.array.ndim == 2 for image in found):
         if len(shapes := {image.array.shape for image in found}) > 1:
             raise ValueError(f"the repeats have shapes {sorted(shapes)[:NAMED]}; one shape is expected. Cut them alike.")
         scenes = [Scene(tuple(image.array for image in found))]
     else:
-        scenes = [scene for image in found for scene in _scenes_of_repeats(image, axis)]
+        stacks = [_stack_of_repeats(image, axis) for image in found]
+        _tell_axes([axes for axes, _ in stacks])
+        scenes = [Scene(tuple(planes)) for axes, stack in stacks for planes in zip(*(_planes(one, axes) for one in stack), strict=True)]
     for scene in scenes:
         if len(scene.noisy) < 2:
             raise ValueError("a scene has 1 repeat; 2 or more are expected. Record it again, or choose another axis.")
@@ -198,7 +209,9 @@ def repeats(images: Any, axis: int = 0, *, black: float | None = None, white: fl
     return _on_a_scale("repeats", scenes, black, white)
 
 
-def clean_and_noise(clean: Any, noise: Any, *, black: float | None = None, white: float | None = None) -> OwnImages:
+def clean_and_noise(
+    clean: Any, noise: Any, *, channel_axis: ChannelAxis = "auto", black: float | None = None, white: float | None = None
+) -> OwnImages:
     """Clean images, and the noise that is put on them.
 
     Parameters
@@ -212,7 +225,9 @@ def clean_and_noise(clean: Any, noise: Any, *, black: float | None = None, white
 
     table = _noise_table(noise)
     noise_from_dict([table])
-    scenes = [Scene((), plane) for image in _read(clean, "clean") for plane in image.planes()]
+    images = _read(clean, "clean", channel_axis)
+    _tell_axes([image.axes() for image in images])
+    scenes = [Scene((), plane) for image in images for plane in image.planes()]
     _check(scenes)
     found = _on_a_scale("clean and noise", scenes, black, white)
     if table["kind"] == "gaussian":
@@ -222,27 +237,40 @@ def clean_and_noise(clean: Any, noise: Any, *, black: float | None = None, white
 
 @dataclass(frozen=True)
 class _Image:
-    """An array, its name in messages, and which of its axes are channels."""
+    """An array, its name in messages, and what says its axes: the caller, or the file or array that it came as."""
 
     name: str
     array: Any
-    axes: dict[str, Any]
+    channel_axis: ChannelAxis
+    origin: Any
+
+    def axes(self) -> Axes:
+        if isinstance(self.origin, files.ImageFile):
+            return axes_of_file(self.origin, self.channel_axis)
+        return axes_of(self.origin, self.array.shape, self.channel_axis)
 
     def planes(self) -> list[Pixels]:
-        axes = find_axes(tuple(self.array.shape), self.axes.get("channel_axis"), self.axes.get("alpha"))
-        turn = axes.spatial
-        found = [_part(self.array, plane.index(slice(None), slice(None))) for plane in axes.planes()]
-        return found if turn[0] < turn[1] else [plane.T for plane in found]
+        return _planes(self.array, self.axes())
 
 
-def _read(images: Any, what: str) -> list[_Image]:
+def _planes(array: Any, axes: Axes) -> list[Pixels]:
+    return [_part(array, plane.index(slice(None), slice(None))) for plane in axes.planes()]
+
+
+def _tell_axes(found: Sequence[Axes]) -> None:
+    """Warn of what was guessed of axes, and of alpha that is not learnt from, once for images of one shape."""
+    for note, count in Counter(axes.note for axes in found if axes.note is not None).items():
+        warnings.warn(note if count == 1 else f"{count} images: {note}", UserWarning, stacklevel=3)
+
+
+def _read(images: Any, what: str, channel_axis: ChannelAxis) -> list[_Image]:
     """Images from a path, an array or several arrays; .npy files stay on disk, as memory maps do."""
     if isinstance(images, (str, Path)):
-        return [_read_file(path, name) for path, name in _paths(Path(images))]
+        return [_read_file(path, name, channel_axis) for path, name in _paths(Path(images))]
     if isinstance(images, (list, tuple)) and not any(isinstance(image, (str, Path, int, float)) for image in images):
-        found = [_Image(f"{what} {number}", np.asarray(as_array(image)), {}) for number, image in enumerate(images)]
+        found = [_Image(f"{what} {number}", np.asarray(as_array(image)), channel_axis, image) for number, image in enumerate(images)]
     else:
-        found = [_Image(what, np.asarray(as_array(images)), {})]
+        found = [_Image(what, np.asarray(as_array(images)), channel_axis, images)]
     if not found:
         raise ValueError(f"{what} is empty; at least one image is expected. Give some.")
     return found
@@ -262,19 +290,20 @@ def _paths(root: Path) -> list[tuple[Path, str]]:
     return named
 
 
-def _read_file(path: Path, name: str) -> _Image:
+def _read_file(path: Path, name: str, channel_axis: ChannelAxis) -> _Image:
     if path.suffix.lower() == ".npy":
         try:
             array = open_npy(path)
         except ValueError as error:
             raise ValueError(f"{path} is not an array that can be read ({error}); one that numpy.save wrote is expected.") from error
-        return _Image(name, as_array(array), {})
+        return _Image(name, as_array(array), channel_axis, array)
     image = files.read_image(path)
     check_dtype(image.dtype)
-    return _Image(name, image.source, image.channels())
+    return _Image(name, image.source, channel_axis, image)
 
 
-def _scenes_of_repeats(image: _Image, axis: int) -> Iterator[Scene]:
+def _stack_of_repeats(image: _Image, axis: int) -> tuple[Axes, list[Pixels]]:
+    """The axes of one repeat, and the repeats of one image."""
     ndim = image.array.ndim
     if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
         raise TypeError(f"axis is {axis!r}; a whole number is expected. Give the index of the axis of repeats.")
@@ -284,16 +313,20 @@ def _scenes_of_repeats(image: _Image, axis: int) -> Iterator[Scene]:
         raise ValueError(
             f"{image.name} has shape {image.array.shape}; (repeats, height, width) is expected. Stack the repeats, or give their folder."
         )
-    channel = image.axes.get("channel_axis")
-    if channel is not None and channel % ndim == axis % ndim:
-        channel = None if ndim == 3 else 0
-        options = {"channel_axis": channel, "alpha": False} if channel is not None else {}
-    else:
-        options = {**image.axes, "channel_axis": channel - (channel > axis % ndim)} if channel is not None else {}
-    before = (slice(None),) * (axis % ndim)
+    axis = int(axis) % ndim
+    before = (slice(None),) * axis
     found = [_part(image.array, (*before, number)) for number in range(image.array.shape[axis])]
-    stacks = [_Image(image.name, repeat, options).planes() for repeat in found]
-    yield from (Scene(tuple(planes)) for planes in zip(*stacks, strict=True))
+    channel = image.channel_axis
+    if isinstance(channel, int) and not isinstance(channel, bool) and -ndim <= channel < ndim:
+        if channel % ndim == axis:
+            raise ValueError(f"axis and channel_axis are both {axis} in {image.name}; different ones are expected. Change one.")
+        channel = channel % ndim - (channel % ndim > axis)
+    origin = image.origin
+    if isinstance(origin, files.ImageFile):
+        origin = replace(origin, source=found[0], axes=origin.axes[:axis] + origin.axes[axis + 1 :])
+    elif hasattr(origin, "dims") and hasattr(origin, "isel"):  # an xarray, whose names stay
+        origin = origin.isel({origin.dims[axis]: 0})
+    return _Image(image.name, found[0], channel, origin).axes(), found
 
 
 def _check(scenes: Sequence[Scene]) -> None:
