@@ -57,7 +57,7 @@ def replaced_file(target: Path, *, check: Callable[[Path], None] | None = None) 
     found = _clear_before(target)
     temporary = _beside(target, "part")
     try:
-        with _errors_about(target, temporary):
+        with _errors_about(target):
             with contextlib.suppress(FileNotFoundError):  # never to be read by those who may not read the target
                 temporary.touch(stat.S_IMODE(target.stat().st_mode) | 0o600)
             yield temporary
@@ -80,7 +80,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     found = _clear_before(target)
     temporary, old = _beside(target, "part"), _beside(target, "old")
     try:
-        with _errors_about(target, temporary):
+        with _errors_about(target):
             with contextlib.suppress(FileNotFoundError):
                 temporary.mkdir(stat.S_IMODE(target.stat().st_mode) | 0o700)
             yield temporary
@@ -103,7 +103,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def scratch_file(target: Path) -> Iterator[Path]:
     """Give a path beside the target for what is needed while it is written, and remove what is there at the end."""
-    temporary = _beside(target, "part")
+    temporary = _beside(Path(os.path.realpath(target)), "part")
     try:
         yield temporary
     finally:
@@ -153,12 +153,12 @@ def _ending(target: Path) -> str:
 
 
 @contextlib.contextmanager
-def _errors_about(target: Path, temporary: Path) -> Iterator[None]:
-    """Let errors name the output instead of the temporary name, which is gone by then."""
+def _errors_about(target: Path) -> Iterator[None]:
+    """Let errors name the output instead of a temporary name beside it, which is gone by then."""
     try:
         yield
     except OSError as error:
-        if isinstance(error.filename, str) and error.filename.startswith(str(temporary)):
+        if isinstance(error.filename, str) and error.filename.startswith(str(target.parent / ".part-")):
             error.filename = str(target)
         raise
 
