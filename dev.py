@@ -17,6 +17,7 @@ if sys.version_info < (3, 11):
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import importlib.util
 import json
@@ -240,7 +241,10 @@ def only_one() -> Iterator[None]:
             try:
                 lock()
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):  # such as some network drives
+                    say(f"The drive of {ROOT} cannot lock files ({error}): see that no other dev.py runs.")
+                    break
                 if not waiting:
                     say("Another dev.py is setting up; waiting for it ...")
                 waiting = True

@@ -31,7 +31,7 @@ from dn_core.locks import locked
 from dn_core.models import registry
 from dn_core.models.index import FILE, MAX_INDEX_BYTES, Entry, Index, check_name, content_name, index_bytes, parse_index
 from dn_core.models.web import check_address, read_whole
-from dn_core.safe_write import replaced_file
+from dn_core.safe_write import clear_leftovers, replaced_file
 
 LEVELS = ("gaussian 10", "gaussian 25", "gaussian 50")
 TOLERANCE = 0.02
@@ -213,6 +213,7 @@ def open_registry(address: str) -> str:
         raise ValueError(f"{address} can only be read; publish to the folder that the web server shows, or to a store such as s3://.")
     if kind == "folder":
         Path(address).expanduser().mkdir(parents=True, exist_ok=True)
+        clear_leftovers(Path(address).expanduser())
         return str(Path(address).expanduser().absolute())
     return address.rstrip("/")
 

@@ -143,7 +143,7 @@ def empty_target(plan: Plan, folder: str = "") -> Any:
         raise FileNotFoundError(
             2, "the folder for large results is not there; make it, or name another in the plugin's preferences", str(place)
         )
-    clear_leftovers(place, "dnresnet")
+    clear_leftovers(place, "dnresnet", aged=False)  # a result is looked at for days
     free = free_bytes(place)
     if plan.nbytes > free:
         raise OSError(
@@ -152,7 +152,7 @@ def empty_target(plan: Plan, folder: str = "") -> Any:
             "plugin's preferences",
             str(place),
         )
-    own = named_by_process(place, "dnresnet", "result")
+    own = named_by_process(place, "dnresnet", "zarr")
     own.mkdir(0o700)
     chunks = [1] * len(plan.axes.shape)
     for axis in plan.axes.spatial:

@@ -1,6 +1,7 @@
 """dev.py: what it does before it calls anything, and its set-up in small, for real, in a folder of its own."""
 
 import ast
+import errno
 import importlib.util
 import json
 import os
@@ -74,6 +75,20 @@ def test_it_imports_the_standard_library_only() -> None:
 def test_old_pythons_can_read_it_as_far_as_the_sentence_for_them() -> None:
     """Python 3.6 parses the whole file before it runs the first line."""
     ast.parse((ROOT / "dev.py").read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no flock")
+def test_on_a_drive_that_cannot_lock_it_does_not_wait(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fcntl
+
+    def refused(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with load(project).only_one():
+        assert "cannot lock files" in "".join(capsys.readouterr())
 
 
 def test_without_a_command_it_tells_what_there_is() -> None:

@@ -33,7 +33,7 @@ TRIES = 6
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EACCES, errno.EPERM, errno.EBADF}
 _CANNOT_FLUSH |= {errno.EISDIR}
 _HELD = {errno.EACCES, errno.EBUSY, errno.ETXTBSY}
-_OWNER = re.compile(r"\.[a-z]+-([0-9a-f]{6})-([0-9a-f]{4})-([0-9a-f]{4})-(\d+)-[0-9a-f]{8}\.")
+_OWNER = re.compile(r"\.?[a-z]+-([0-9a-f]{6})-([0-9a-f]{4})-([0-9a-f]{4})-(\d+)-[0-9a-f]{8}\.")
 
 _seen: dict[Path, tuple[int, list[Path]]] = {}
 """Folders with their time of change after this process last wrote there, and the temporary names that it had found: a folder of many
@@ -57,7 +57,7 @@ def replaced_file(target: Path, *, check: Callable[[Path], None] | None = None) 
     found = _clear_before(target)
     temporary = _beside(target, "part")
     try:
-        with _errors_about(target, temporary):
+        with _errors_about(target):
             with contextlib.suppress(FileNotFoundError):  # never to be read by those who may not read the target
                 temporary.touch(stat.S_IMODE(target.stat().st_mode) | 0o600)
             yield temporary
@@ -80,7 +80,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     found = _clear_before(target)
     temporary, old = _beside(target, "part"), _beside(target, "old")
     try:
-        with _errors_about(target, temporary):
+        with _errors_about(target):
             with contextlib.suppress(FileNotFoundError):
                 temporary.mkdir(stat.S_IMODE(target.stat().st_mode) | 0o700)
             yield temporary
@@ -103,7 +103,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def scratch_file(target: Path) -> Iterator[Path]:
     """Give a path beside the target for what is needed while it is written, and remove what is there at the end."""
-    temporary = _beside(target, "part")
+    temporary = _beside(Path(os.path.realpath(target)), "part")
     try:
         yield temporary
     finally:
@@ -111,16 +111,19 @@ def scratch_file(target: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def clear_leftovers(folder: Path, word: str = "part") -> None:
-    """Remove what killed processes left under temporary names in a folder, whatever it was to become."""
-    for path in _temporary_names(folder, word):
-        if _is_left_over(path):
+def clear_leftovers(folder: Path, start: str = ".part", *, aged: bool = True) -> None:
+    """Remove what killed processes left under names by `named_by_process` in a folder, whatever it was to become.
+
+    With `aged` also what nobody wrote to for a day, of processes that cannot be asked whether they live.
+    """
+    for path in _temporary_names(folder, start):
+        if _is_left_over(path, aged=aged):
             _remove(path)
 
 
-def named_by_process(folder: Path, word: str, ending: str) -> Path:
-    """A new hidden name in a folder that says which process it is of, as `clear_leftovers` wants it."""
-    return folder / f".{word}-{_machine()}-{_start()}-{_process_space()}-{os.getpid()}-{secrets.token_hex(4)}.{ending}"
+def named_by_process(folder: Path, start: str, ending: str) -> Path:
+    """A new name in a folder that says which process it is of."""
+    return folder / f"{start}-{_machine()}-{_start()}-{_process_space()}-{os.getpid()}-{secrets.token_hex(4)}.{ending}"
 
 
 def free_bytes(folder: Path) -> int:
@@ -142,7 +145,7 @@ def _writable(target: Path, *, folder: bool = False) -> Path:
 
 def _beside(target: Path, word: str) -> Path:
     """A hidden name in the target's folder with the target's extensions, at most 255 bytes long as file systems ask."""
-    return named_by_process(target.parent, word, _ending(target))
+    return named_by_process(target.parent, f".{word}", _ending(target))
 
 
 def _ending(target: Path) -> str:
@@ -150,12 +153,12 @@ def _ending(target: Path) -> str:
 
 
 @contextlib.contextmanager
-def _errors_about(target: Path, temporary: Path) -> Iterator[None]:
-    """Let errors name the output instead of the temporary name, which is gone by then."""
+def _errors_about(target: Path) -> Iterator[None]:
+    """Let errors name the output instead of a temporary name beside it, which is gone by then."""
     try:
         yield
     except OSError as error:
-        if isinstance(error.filename, str) and error.filename.startswith(str(temporary)):
+        if isinstance(error.filename, str) and error.filename.startswith(str(target.parent / ".part-")):
             error.filename = str(target)
         raise
 
@@ -172,9 +175,9 @@ def _clear_before(target: Path) -> list[Path]:
     changed, found = _seen.get(folder, (None, []))
     with contextlib.suppress(OSError):
         if folder.stat().st_mtime_ns != changed:
-            found = _temporary_names(folder, "part", "old")
+            found = _temporary_names(folder, ".part", ".old")
         for path in found:
-            if path.name.split(".", 2)[2] != ending or not _is_left_over(path):
+            if path.name.split(".", 2)[2:] != [ending] or not _is_left_over(path):
                 continue
             if path.name.startswith(".old-") and not target.exists():
                 os.replace(path, target)
@@ -188,22 +191,21 @@ def _remember(folder: Path, found: list[Path]) -> None:
         _seen[folder] = folder.stat().st_mtime_ns, [path for path in found if path.exists()]
 
 
-def _temporary_names(folder: Path, *words: str) -> list[Path]:
-    starts = tuple(f".{word}-" for word in words)
+def _temporary_names(folder: Path, *starts: str) -> list[Path]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return [folder / entry.name for entry in entries if entry.name.startswith(starts) and entry.name.count(".") > 1]
+        return [folder / entry.name for entry in entries if entry.name.startswith(tuple(f"{start}-" for start in starts))]
     return []
 
 
-def _is_left_over(path: Path) -> bool:
-    """Whether the process that a temporary name speaks of is known to be gone, or nothing was written there for a day."""
+def _is_left_over(path: Path, *, aged: bool = True) -> bool:
+    """Whether the process that a temporary name speaks of is gone, or cannot be asked and has written nothing there for a day."""
     found = _OWNER.match(path.name)
-    if found and found[1] == _machine():
+    if found and found[1] == _machine() and os.name != "nt":  # on Windows os.kill would end it
         if found[2] != _start():  # from before the machine was started
             return True
-        if found[3] == _process_space() and not _is_alive(int(found[4])):
-            return True
-    return _untouched(path)
+        if found[3] == _process_space():
+            return not _is_alive(int(found[4]))
+    return aged and _untouched(path)
 
 
 def _untouched(path: Path) -> bool:
@@ -223,8 +225,6 @@ def _remove(path: Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    if os.name == "nt":  # os.kill would end it
-        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

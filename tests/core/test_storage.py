@@ -376,7 +376,7 @@ def test_a_folder_elsewhere_is_as_old_as_the_newest_file_in_it(tmp_path):
 
 
 def test_temporary_names_say_whose_they_are_and_fit(tmp_path):
-    name = safe_write.named_by_process(tmp_path, "part", "x" * 200).name
+    name = safe_write.named_by_process(tmp_path, ".part", "x" * 200).name
     assert len(name) <= 255
     assert f"-{os.getpid()}-" in name
 
