@@ -484,11 +484,13 @@ def test_readers_of_s3_see_a_whole_index_while_it_is_replaced(s3, tmp_path):
     with ThreadPoolExecutor(1) as thread:
         publishing = thread.submit(publish_on)
         versions = []
-        while len(set(versions)) < 20 and not publishing.done():
-            with contextlib.suppress(FileNotFoundError):
-                (entry,) = remote.remote_entries(s3)
-                versions.append(entry.version)
-        stop.set()
+        try:
+            while len(set(versions)) < 20 and not publishing.done():
+                with contextlib.suppress(FileNotFoundError):
+                    (entry,) = remote.remote_entries(s3)
+                    versions.append(entry.version)
+        finally:
+            stop.set()
         publishing.result()
     assert versions == sorted(versions)
     assert len(set(versions)) == 20
