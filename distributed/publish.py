@@ -26,6 +26,7 @@ from fsspec.core import url_to_fs
 
 from dn_cluster.command import app_of, explained
 from dn_cluster.conditional import ChangedError, is_guarded, mark_of, replace_marked
+from dn_cluster.words import named_after
 from dn_core.checkpoints import Card, load_checkpoint
 from dn_core.errors import RegistryError
 from dn_core.evaluation import measure
@@ -102,12 +103,13 @@ def read_index(address: str) -> Index:
         return Index(0, (), ())
 
 
-def score(content: bytes, images: Sequence[Image], levels: Sequence[Level]) -> dict[str, float]:
-    """PSNR of a model file by level."""
+def score(content: bytes, place: str, images: Sequence[Image], levels: Sequence[Level]) -> dict[str, float]:
+    """PSNR by level of a model file, which errors call `place`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         path.write_bytes(content)
-        return {found.level: found.psnr for found in measure.evaluate([measure.OwnMethod(path)], images, levels)}
+        with named_after(place, path):
+            return {found.level: found.psnr for found in measure.evaluate([measure.OwnMethod(path)], images, levels)}
 
 
 def worse(new: dict[str, float], old: dict[str, float], tolerance: float) -> dict[str, float]:
@@ -120,13 +122,13 @@ def judge(
 ) -> dict[str, Any]:
     """Score a model beside what it replaces; give its line in the index, or refuse it."""
     noisy = {found.level: found.psnr for found in measure.evaluate([NoisyImage()], images, levels)}
-    new = score(candidate.content, images, levels)
+    new = score(candidate.content, candidate.name, images, levels)
     before: dict[str, float] = {}
     if old is not None:
         content = read_whole(address, old.file, old.bytes)
         if hashlib.sha256(content).hexdigest() != old.sha256:
             raise ValueError(f"{old.location} is not the file that the index names; it cannot be compared with. Restore it, or remove it.")
-        before = score(content, images, levels)
+        before = score(content, old.location, images, levels)
     for level, value in new.items():
         beside = f", version {old.version} {before[level]:.3f} dB" if old is not None else ""
         typer.echo(f"{candidate.name}: {level}: {value:.3f} dB{beside}, noisy {noisy[level]:.3f} dB")
