@@ -10,19 +10,20 @@ from subprocess import Popen
 
 import pytest
 
-# moto checks a condition and then writes, and others may come between; a store does both at once, so puts are taken one by one here.
+# moto checks a condition and then writes, and others may come between; a store does both at once, so puts of a key are taken one by one.
 # In the bucket "careless" conditions are overlooked, as some servers of the protocol do.
 SERVER = """
-import os, sys, threading, boto3
+import collections, logging, sys, threading, boto3
 from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
-lock, put_object = threading.Lock(), S3Response.put_object
+locks, put_object = collections.defaultdict(threading.Lock), S3Response.put_object
 def put_one_by_one(response):
     if response.bucket_name == "careless":
         response.headers = {name: value for name, value in response.headers.items() if not name.lower().startswith("if-")}
-    with lock:
+    with locks[response.bucket_name, response.parse_key_name()]:
         return put_object(response)
 S3Response.put_object = put_one_by_one
+logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request would fill the pipe, which nobody reads
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()
 address = "http://%s:%d" % server.get_host_and_port()
