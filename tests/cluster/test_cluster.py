@@ -335,7 +335,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused_and_left(whole, cluster, pl
     (error,) = (line for line in said.splitlines() if line.startswith("error: "))
     assert error.startswith("error: no checkpoint of lost is whole (")
     assert all(f"{checkpoint} is damaged: " in error for checkpoint in checkpoints)
-    assert "/tmp/dn-resnet" not in said
+    assert ".dnresnet-" not in said
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
