@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import random
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ import typer
 from fsspec.core import url_to_fs
 
 from dn_cluster.command import app_of, explained
+from dn_cluster.conditional import ChangedError, is_guarded, mark_of, replace_marked
+from dn_cluster.words import named_after
 from dn_core.checkpoints import Card, load_checkpoint
 from dn_core.errors import RegistryError
 from dn_core.evaluation import measure
@@ -38,6 +42,9 @@ TOLERANCE = 0.02
 """dB that a new version may lose where nothing else is said."""
 LOCK_FILE = ".publish.lock"
 LOCK_SECONDS = 60.0
+ATTEMPTS = 40
+"""How often a publisher makes its index anew because others were first; each time, one of them is done."""
+PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +103,13 @@ def read_index(address: str) -> Index:
         return Index(0, (), ())
 
 
-def score(content: bytes, images: Sequence[Image], levels: Sequence[Level]) -> dict[str, float]:
-    """PSNR of a model file by level."""
+def score(content: bytes, place: str, images: Sequence[Image], levels: Sequence[Level]) -> dict[str, float]:
+    """PSNR by level of a model file, which errors call `place`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         path.write_bytes(content)
-        return {found.level: found.psnr for found in measure.evaluate([measure.OwnMethod(path)], images, levels)}
+        with named_after(place, path):
+            return {found.level: found.psnr for found in measure.evaluate([measure.OwnMethod(path)], images, levels)}
 
 
 def worse(new: dict[str, float], old: dict[str, float], tolerance: float) -> dict[str, float]:
@@ -114,13 +122,13 @@ def judge(
 ) -> dict[str, Any]:
     """Score a model beside what it replaces; give its line in the index, or refuse it."""
     noisy = {found.level: found.psnr for found in measure.evaluate([NoisyImage()], images, levels)}
-    new = score(candidate.content, images, levels)
+    new = score(candidate.content, candidate.name, images, levels)
     before: dict[str, float] = {}
     if old is not None:
         content = read_whole(address, old.file, old.bytes)
         if hashlib.sha256(content).hexdigest() != old.sha256:
             raise ValueError(f"{old.location} is not the file that the index names; it cannot be compared with. Restore it, or remove it.")
-        before = score(content, images, levels)
+        before = score(content, old.location, images, levels)
     for level, value in new.items():
         beside = f", version {old.version} {before[level]:.3f} dB" if old is not None else ""
         typer.echo(f"{candidate.name}: {level}: {value:.3f} dB{beside}, noisy {noisy[level]:.3f} dB")
@@ -152,23 +160,56 @@ def publish(address: str, chosen: Sequence[tuple[Candidate, dict[str, Any]]], se
     RegistryError
         When another publisher changed, after `seen` was read, what these models were compared with.
     """
-    names = {record["name"] for _, record in chosen}
     for candidate, record in chosen:
         write_blob(address, record["file"], candidate)
+    if check_address(address) == "store":
+        smallest, record = min(chosen, key=lambda item: len(item[0].content))
+        if is_guarded(f"{address}/{record['file']}", smallest.content):
+            return publish_guarded(address, chosen, seen)
+        typer.echo(f"{address}: this store cannot keep two publishers from undoing each other; publish to it from one place.", err=True)
     with alone(address):
         now = read_index(address)
-        mine, theirs = ([record for record in index.records if record["name"] in names] for index in (seen, now))
-        if mine != theirs or (check_address(address) == "store" and now.sequence != seen.sequence):
-            raise RegistryError(
-                f"{address} was changed by another publisher (sequence number {now.sequence}, {seen.sequence} when scoring began). "
-                "Publish again, so that the models are compared with the new ones."
-            )
-        keep = [record for record in now.records if record["name"] not in names]
-        content = index_bytes(now.sequence + 1, [*keep, *(record for _, record in chosen)])
+        check_unchanged(address, chosen, seen, now)
+        content = merged(now, chosen)
         write(address, FILE, content)
         if read_whole(address, FILE, MAX_INDEX_BYTES) != content:
             raise RegistryError(f"{address} was changed by another publisher at the same moment. Publish again.")
     return now.sequence + 1
+
+
+def publish_guarded(address: str, chosen: Sequence[tuple[Candidate, dict[str, Any]]], seen: Index) -> int:
+    """The same in a store that replaces an index only where it is still the one that ours was made from; else it is made anew."""
+    for attempt in range(ATTEMPTS):
+        mark = mark_of(f"{address}/{FILE}")  # looked up first: what is read then is this index, or a newer one, which is not replaced
+        now = read_index(address)
+        if all(record in now.records for _, record in chosen):  # our own write, whose answer was lost
+            return now.sequence
+        check_unchanged(address, chosen, seen, now)
+        try:
+            replace_marked(f"{address}/{FILE}", merged(now, chosen), mark)
+        except ChangedError:
+            time.sleep(random.uniform(0, min(PAUSE_SECONDS, 0.02 * 2**attempt)))
+            continue
+        return now.sequence + 1
+    raise RegistryError(f"other publishers changed {address} {ATTEMPTS} times in a row, just before ours was written. Publish again.")
+
+
+def check_unchanged(address: str, chosen: Sequence[tuple[Candidate, dict[str, Any]]], seen: Index, now: Index) -> None:
+    """Refuse to replace what these models were not compared with."""
+    names = {record["name"] for _, record in chosen}
+    mine, theirs = ([record for record in index.records if record["name"] in names] for index in (seen, now))
+    if mine != theirs:
+        raise RegistryError(
+            f"{address} was changed by another publisher (sequence number {now.sequence}, {seen.sequence} when scoring began). "
+            "Publish again, so that the models are compared with the new ones."
+        )
+
+
+def merged(now: Index, chosen: Sequence[tuple[Candidate, dict[str, Any]]]) -> bytes:
+    """The next index: that of now, with these models in place of those of their names."""
+    new = [record for _, record in chosen]
+    names = {record["name"] for record in new}
+    return index_bytes(now.sequence + 1, [*(record for record in now.records if record["name"] not in names), *new])
 
 
 def write_blob(address: str, file: str, candidate: Candidate) -> None:
@@ -198,7 +239,7 @@ def write(address: str, file: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def alone(address: str) -> Iterator[None]:
-    """Keep other publishers out of a folder; stores have no lock, their index is read again before and after it is replaced."""
+    """Keep other publishers out of a folder; stores have no lock."""
     if check_address(address) == "store":
         yield
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -84,7 +85,9 @@ def app_of(main: Callable[..., None], description: str | None) -> typer.Typer:
 
 
 def explained(action: Callable[[], str], debug: bool) -> None:
-    """Do it and print its result; an error becomes one line, and exit code 1."""
+    """Do it and print its result; an error becomes one line, and exit code 1. A closed terminal ends it as Ctrl-C does."""
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # Ray does so for SIGTERM
+        signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
     try:
         print(action(), flush=True)
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dn_core
+from dn_cluster.checkpoints import LIST, unlisted
 from dn_cluster.job import Job, describe, load_images
 from dn_cluster.words import last_line
 from dn_core.memory import keep_freed_memory
@@ -23,6 +24,7 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # nodes have their packages
 }
+KEPT = 3  # checkpoints: should the newest be damaged, there is one to go on from, and still when the next one is there
 STARTS = 5  # tries to get all workers, of a minute each
 TALK_SECONDS = 600  # a worker that does not hear of the others for so long gives up; one may read images longer than the others
 
@@ -98,19 +100,26 @@ def connect() -> None:
 def train_on_cluster(job: Job, wait: float) -> None:
     """Train by Ray Train; the same job again goes on from its last checkpoint."""
     connect()
+    from dn_cluster.preflight import check_nodes, room_for
+
+    with room_for(job, wait) as nodes:
+        check_nodes(job, nodes)
+        job.remember()
+        _fit(job)
+
+
+def _fit(job: Job) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from dn_cluster.loop import train_worker
-    from dn_cluster.preflight import check_nodes, wait_for_places
 
-    check_nodes(job, wait_for_places(job, wait))
-    job.remember()
+    names, goes_on = unlisted(job.folder)
     filesystem, path = job.storage.filesystem()
     resources = {"CPU": job.cpus, **({"GPU": job.gpus} if job.gpus else {})}
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "unlisted": names, "goes_on": goes_on},
         torch_config=TorchConfig(timeout_s=TALK_SECONDS),
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.workers,
@@ -124,7 +133,7 @@ def train_on_cluster(job: Job, wait: float) -> None:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=job.max_failures, controller_failure_limit=STARTS),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT),
         ),
     )
     try:
@@ -137,7 +146,7 @@ def train_on_cluster(job: Job, wait: float) -> None:
     except ray.exceptions.RayError as error:
         if "CheckpointManagerInitializationError" in str(error):
             raise ValueError(
-                f"{job.folder.address}/checkpoint_manager_snapshot.json and the checkpoints that it should list do not fit together "
+                f"{job.folder.address}/{LIST} and the checkpoints that it should list do not fit together "
                 f"({last_line(error)}). Put back what is missing, or begin anew with another --name."
             ) from error
         raise RuntimeError(

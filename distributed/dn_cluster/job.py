@@ -12,6 +12,7 @@ from typing import Any
 from dn_cluster.look import missing_modules
 from dn_cluster.shards import load_pack
 from dn_cluster.storage import Storage
+from dn_cluster.words import named_after
 from dn_core.checkpoints import Checkpoint, load_checkpoint
 from dn_core.models.registry import resolve
 from dn_core.training.bank import Bank, load_bank
@@ -147,7 +148,8 @@ def load_start(recipe: Recipe, storage: Storage) -> Checkpoint | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "start.safetensors")
         path.write_bytes(content)
-        return load_checkpoint(path)
+        with named_after(f"{storage.address}/{recipe.start}", path):
+            return load_checkpoint(path)
 
 
 def load_images(job: Job) -> Bank:

@@ -9,18 +9,21 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.train
 import ray.train.torch
 from torch import distributed
 
+from dn_cluster.checkpoints import HASHES, seal, unpack
 from dn_cluster.job import Job, describe, load_images
+from dn_cluster.scratch import scratch_folder
 from dn_cluster.storage import FullDiskError
 from dn_cluster.track import tracked
-from dn_cluster.words import sentence
+from dn_cluster.words import named_after, sentence
 from dn_core.memory import keep_freed_memory
 from dn_core.training.bank import Bank
 from dn_core.training.cascade import train_stages
@@ -28,6 +31,8 @@ from dn_core.training.fit import TrainProgress
 from dn_core.training.workers import Workers
 
 __all__ = ["Outcome", "train_worker"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +51,69 @@ def train_worker(settings: dict[str, Any]) -> Outcome:
     keep_freed_memory()
     workers = Workers.of_process_group()
     # A folder of its own: only what Ray takes of the first worker's to the storage counts.
-    with tempfile.TemporaryDirectory(prefix="dn-resnet-worker-") as name:
-        folder = Path(name)
-        if checkpoint := ray.train.get_checkpoint():
-            checkpoint.to_directory(folder)
-            if workers.rank == 0:
-                print("resuming from", Path(checkpoint.path).name, flush=True)
+    with scratch_folder() as scratch:
+        folder = scratch / "training"
+        folder.mkdir()
+        name, trouble = _restore(job, settings["unlisted"], settings["goes_on"], folder, workers)
+        if trouble:
+            return Outcome(refused=trouble)
         bank, trouble = _load(job)
         if trouble := _trouble_of_any(bank, trouble, workers):
             return Outcome(refused=trouble)
         try:
-            _train(job, bank, folder, workers)
+            with named_after(f"{job.folder.address}/{name}".rstrip("/"), folder):
+                _train(job, bank, folder, workers)
         except (ValueError, FloatingPointError, FullDiskError) as error:  # the same in all workers
             return Outcome(refused=sentence(error))
     return Outcome(model=job.model)
+
+
+def _restore(job: Job, unlisted: Sequence[str], goes_on: bool, folder: Path, workers: Workers) -> tuple[str, str]:
+    """Bring the newest checkpoint that is whole for all workers; its name, or what keeps the run from going on.
+
+    Parameters
+    ----------
+    unlisted
+        Checkpoints that Ray does not know of, older than those that it knows, the newest first.
+    goes_on
+        Whether the run has been further than its beginning, whatever Ray knows.
+    """
+    reported = ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+    names = [Path(one.checkpoint.path).name for one in reversed(reported)] + list(unlisted)
+    older_version = bool(names) and not any(job.folder.exists(f"{name}/{HASHES}") for name in names)
+    if reported and all(_of_all(older_version, workers)):
+        reported[-1].checkpoint.to_directory(folder)
+        if workers.rank == 0:
+            print(f"{job.folder.address}/{names[0]} has no {HASHES}, as an older version left it; it is used unchecked", flush=True)
+            print("resuming from", names[0], flush=True)
+        return names[0], ""
+    told, error = [], None
+    for name in names:
+        try:
+            trouble = unpack(job.folder, name, folder)
+        except OSError as caught:
+            trouble, error = f"it cannot be read ({sentence(caught)})", caught
+        found = sorted({text for text in _of_all(trouble, workers) if text})
+        told += [f"{job.folder.address}/{name} is damaged: {text}" for text in found]
+        if workers.rank == 0:
+            print("\n".join([*told[len(told) - len(found) :], *([] if found else [f"resuming from {name}"])]), flush=True)
+        if not found:
+            return name, ""
+    if error is not None:  # it may be there on another try
+        raise error
+    if reported or (names and goes_on):
+        return "", f"no checkpoint of {job.name} is whole ({'; '.join(told)}). Put one back, or begin anew with another --name."
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return "", ""
+
+
+def _of_all(mine: T, workers: Workers) -> list[T]:
+    """What each of the workers has; all wait for each other."""
+    found = [mine] * workers.size
+    if workers.size > 1:
+        distributed.all_gather_object(found, mine)
+    return found
 
 
 def _train(job: Job, bank: Bank | None, folder: Path, workers: Workers) -> None:
@@ -103,10 +157,7 @@ def _load(job: Job) -> tuple[Bank | None, str]:
 
 def _trouble_of_any(bank: Bank | None, trouble: str, workers: Workers) -> str:
     """What keeps any of the workers from beginning; all learn of it, so that none waits for one that has given up."""
-    mine = (socket.gethostname(), "" if bank is None else bank.fingerprint(), trouble)
-    found = [mine] * workers.size
-    if workers.size > 1:
-        distributed.all_gather_object(found, mine)
+    found = _of_all((socket.gethostname(), "" if bank is None else bank.fingerprint(), trouble), workers)
     for rank, (host, _, text) in enumerate(found):
         if text:
             return f"worker {rank} on {host}: {text}"
@@ -141,8 +192,9 @@ def _report(folder: Path, step: TrainProgress, workers: Workers) -> None:
         return
     for number in range(step.stage):  # of finished stages only the models are needed
         (folder / f"stage-{number}" / "state.safetensors").unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="dn-resnet-checkpoint-") as copy:
-        shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock", ".part-*"))
+    with tempfile.TemporaryDirectory(dir=folder.parent) as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock", ".part-*", HASHES))
+        seal(Path(copy))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(copy))
     # Ray looks at reports when it likes; going on meanwhile, a short epoch more would be lost with a worker.
     ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)

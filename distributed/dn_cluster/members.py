@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,8 @@ from pathlib import Path
 
 from dn_cluster.driver import connect, train_job, train_on_cluster
 from dn_cluster.job import Job
-from dn_cluster.preflight import check_nodes, wait_for_places
-from dn_cluster.words import first_line
+from dn_cluster.preflight import check_nodes, room_for
+from dn_cluster.words import first_line, named_after
 from dn_core.checkpoints import load_checkpoint
 
 __all__ = ["Member", "look_up", "status_table", "train_family"]
@@ -34,7 +35,12 @@ def look_up(job: Job) -> Member:
     except ValueError as error:
         return Member(job, "failed", str(error))
     content = job.folder.read(job.model)
-    return Member(job) if content is None else Member(job, "done", _scores(content, job))
+    if content is None:
+        return Member(job)
+    try:
+        return Member(job, "done", _scores(content, job))
+    except ValueError as error:
+        return Member(job, "failed", f"{error} Remove it to have it trained again.")
 
 
 def train_family(members: Iterable[Member], retries: int, wait: float) -> Iterator[Member]:
@@ -63,16 +69,21 @@ def train_family(members: Iterable[Member], retries: int, wait: float) -> Iterat
 
 
 def _side_by_side(members: list[Member], retries: int, wait: float) -> Iterator[Member]:
-    import ray
-
     if not members:
         return
     one = replace(members[0].job, workers=1)
-    try:
-        check_nodes(one, wait_for_places(one, wait))
-    except ValueError as error:
-        yield from (replace(member, state="failed", note=str(error)) for member in members)
-        return
+    with contextlib.ExitStack() as stack:
+        try:
+            check_nodes(one, stack.enter_context(room_for(one, wait)))
+        except ValueError as error:
+            yield from (replace(member, state="failed", note=str(error)) for member in members)
+            return
+        yield from _train_small(members, retries)
+
+
+def _train_small(members: list[Member], retries: int) -> Iterator[Member]:
+    import ray
+
     began = time.monotonic()
     task = ray.remote(train_job)
     running = {
@@ -105,6 +116,7 @@ def _scores(content: bytes, job: Job) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, job.model)
         path.write_bytes(content)
-        card = load_checkpoint(path).card
+        with named_after(f"{job.folder.address}/{job.model}", path):
+            card = load_checkpoint(path).card
     score = card.scores.get("held_out_psnr")
     return f"{card.training['megapixels']} Mpx" + ("" if score is None else f", held-out PSNR {score:.2f} dB")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from pyarrow import fs
 
+from dn_cluster.scratch import scratch_folder
 from dn_cluster.storage import Storage
+from dn_cluster.words import named_after
 
 __all__ = ["Mirror", "mirrored"]
 
@@ -44,8 +45,8 @@ class Mirror:
 
 @contextlib.contextmanager
 def mirrored(storage: Storage) -> Iterator[Mirror]:
-    """A folder with what the storage holds, removed at the end; `Mirror.push` keeps it."""
-    with tempfile.TemporaryDirectory(prefix="dn-resnet-") as folder:
-        mirror = Mirror(Path(folder), storage)
+    """A folder with what the storage holds, removed at the end; `Mirror.push` keeps it. Errors name the storage."""
+    with scratch_folder() as folder, named_after(storage.address, folder):
+        mirror = Mirror(folder, storage)
         mirror.pull()
         yield mirror

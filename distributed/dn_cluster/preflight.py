@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import secrets
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -14,8 +17,10 @@ from dn_cluster.job import Job
 from dn_cluster.look import look, versions
 from dn_cluster.words import first_line
 
-__all__ = ["check_nodes", "places", "wait_for_places"]
+__all__ = ["check_nodes", "places", "room_for"]
 
+ASK_SECONDS = 10
+"""The autoscaler keeps one request only: another job may have put its own in the place of ours, or taken it back."""
 ANSWER_SECONDS = 90
 """A node's first task comes with the code, which takes a while where disks are slow."""
 
@@ -33,25 +38,33 @@ def places(job: Job, nodes: list[Mapping[str, Any]]) -> dict[str, int]:
     return found
 
 
-def wait_for_places(job: Job, seconds: float) -> dict[str, int]:
-    """Wait until the cluster can hold all workers; an autoscaler is told what is wanted.
+@contextlib.contextmanager
+def room_for(job: Job, seconds: float) -> Iterator[dict[str, int]]:
+    """Wait until the cluster can hold all workers; an autoscaler is told what is wanted, until the block ends.
 
     Raises
     ------
     ValueError
         When it still cannot after so many seconds.
     """
+    with contextlib.ExitStack() as stack:
+        yield _wait_for_places(job, seconds, stack)
+
+
+def _wait_for_places(job: Job, seconds: float, stack: contextlib.ExitStack) -> dict[str, int]:
     end = time.monotonic() + seconds
-    asked = False
+    asked = -math.inf
     while True:
         found = places(job, ray.nodes())
         if sum(found.values()) >= job.workers:
             return found
         if time.monotonic() > end:
             break
-        if not asked:
+        if time.monotonic() - asked > ASK_SECONDS:
+            if math.isinf(asked):
+                stack.callback(_take_back)
             _ask_autoscaler(job)
-            asked = True
+            asked = time.monotonic()
         time.sleep(0.5)
     total, alive = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
     kind = f" on {job.accelerator}" if job.accelerator else ""
@@ -116,10 +129,21 @@ def _judge(name: str, seen: Mapping[str, Any], here: Mapping[str, str], job: Job
 
 
 def _ask_autoscaler(job: Job) -> None:
+    """Ask for room for all workers. Ray keeps what was asked for until it is told otherwise, also when this process has ended."""
     from ray.autoscaler.sdk import request_resources
 
     bundle = {name: amount for name, amount in (("CPU", job.cpus), ("GPU", job.gpus)) if amount}
     request_resources(bundles=[bundle] * job.workers)
+
+
+def _take_back() -> None:
+    """Ask for nothing; the nodes that are used stay, by what runs on them."""
+    from ray.autoscaler.sdk import request_resources
+
+    try:
+        request_resources(bundles=[])
+    except Exception as error:  # whatever keeps it from the cluster, it is not what the run ended with
+        print(f"what was asked of the autoscaler could not be taken back ({error}); see `ray status`", file=sys.stderr, flush=True)
 
 
 def _is_alive(node_id: str) -> bool:

@@ -94,6 +94,17 @@ class Storage:
         with system.open_output_stream(f"{root}/{name}") as file:  # visible when it is closed
             file.write(content)
 
+    def folders(self) -> list[str]:
+        """The names of the folders in it."""
+        if self.is_local:
+            place = Path(self.address)
+            return [path.name for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
+        from pyarrow import fs
+
+        system, root = self.filesystem()
+        found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+        return [entry.base_name for entry in found if entry.type == fs.FileType.Directory]
+
     def remove(self, name: str) -> None:
         """Take it away; nothing where there is none."""
         if self.is_local:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["first_line", "last_line", "sentence"]
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["first_line", "last_line", "named_after", "sentence"]
 
 
 def sentence(error: BaseException) -> str:
@@ -10,6 +15,22 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)
+
+
+@contextlib.contextmanager
+def named_after(place: str, temporary: Path) -> Iterator[None]:
+    """Errors speak of `place`, which a user knows, where they would of a temporary folder or file with what is there."""
+    try:
+        yield
+    except Exception as error:
+        error.args = tuple(_renamed(part, place, temporary) for part in error.args)
+        if isinstance(error, OSError):
+            error.strerror, error.filename = (_renamed(part, place, temporary) for part in (error.strerror, error.filename))
+        raise
+
+
+def _renamed(part: Any, place: str, temporary: Path) -> Any:
+    return part.replace(str(temporary), place) if isinstance(part, str) else part
 
 
 def first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 
+import loopback
 import numpy as np
 import pytest
 from skimage import data
@@ -37,8 +38,6 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    import loopback
-
     with loopback.cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
@@ -283,27 +282,123 @@ def test_a_full_disk_ends_a_run_that_then_goes_on(whole, cluster, place):
     assert (cluster.small_disk / "full" / "toy.safetensors").read_bytes() == expected
 
 
-def test_a_list_of_checkpoints_that_is_cut_off_is_named(whole, cluster, place):
-    run = shutil.copytree(place / "runs" / "whole", place / "runs" / "cut")
+def unfinished_copy(place: Path, name: str) -> tuple[Path, list[Path]]:
+    """A copy of the whole run without its model; its folder, and its checkpoints, the newest first."""
+    run = shutil.copytree(place / "runs" / "whole", place / "runs" / name)
     (run / "toy.safetensors").unlink()
+    (run / "stage-1.safetensors").unlink()
+    return run, sorted(run.glob("checkpoint_2*"), reverse=True)
+
+
+def damage(checkpoint: Path) -> None:
+    """Turn one bit of the state."""
+    (path,) = checkpoint.rglob("state.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def check_like_whole(run: Path, place: Path) -> None:
+    for name in ("stage-0", "stage-1", "toy"):
+        assert (run / f"{name}.safetensors").read_bytes() == (place / "runs" / "whole" / f"{name}.safetensors").read_bytes()
+
+
+def test_a_run_whose_newest_checkpoints_are_damaged_goes_on_from_the_one_before(whole, cluster, place):
+    run, (newest, second, third) = unfinished_copy(place, "damaged")
+    damage(second)
+    (newest / "stages.json").unlink()
+    said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "damaged")))
+    assert f"{newest} is damaged: stages.json is missing" in said
+    assert re.search(rf"{second} is damaged: stage-1/state.safetensors has sha256 \w{{16}}\.\.\., \w{{16}}\.\.\. was written", said)
+    assert said.count(" is damaged: ") == 2
+    assert f"resuming from {third.name}" in said
+    check_like_whole(run, place)
+
+
+def test_a_run_whose_list_of_checkpoints_is_cut_off_goes_on_from_those_that_are_there(whole, cluster, place):
+    run, (newest, second, _) = unfinished_copy(place, "cut")
+    shutil.rmtree(newest)
     path = run / "checkpoint_manager_snapshot.json"
     path.write_bytes(path.read_bytes()[:200])
+    said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "cut")))
+    assert re.search(rf"{path} cannot be read .*it is put aside as checkpoint_manager_snapshot.damaged.json", said)
+    assert f"resuming from {second.name}" in said
+    check_like_whole(run, place)
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_and_left(whole, cluster, place):
+    run, checkpoints = unfinished_copy(place, "lost")
+    for checkpoint in checkpoints:
+        damage(checkpoint)
     before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file() and "tensorboard" not in path.parts}
-    said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "cut")), 1)
-    error = f"error: {path} and the checkpoints that it should list do not fit together ("
-    assert any(line.startswith(error) for line in said.splitlines()), said
+    said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "lost")), 1)
+    (error,) = (line for line in said.splitlines() if line.startswith("error: "))
+    assert error.startswith("error: no checkpoint of lost is whole (")
+    assert all(f"{checkpoint} is damaged: " in error for checkpoint in checkpoints)
+    assert ".dnresnet-" not in said
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-@pytest.mark.parametrize(
-    ("more", "sentence"),
-    [
-        (("--workers", "4", "--cpus", "2"), "4 workers of 2 CPUs and 0 GPUs are asked for; the cluster has 3 nodes with 4 CPUs"),
-        (("--data", "/nowhere/at/all"), "has no /nowhere/at/all; the folder of images is expected on every node"),
-    ],
-)
-def test_what_the_cluster_cannot_do_is_said_instead_of_waiting(more, sentence, cluster, place):
-    assert sentence in output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "wrong"), "--wait", "0", *more), 1)
+# What the cluster lacks
+
+WATCH = """
+import time
+import ray
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.experimental.internal_kv import _internal_kv_get
+ray.init(log_to_driver=False)
+assert not is_autoscaler_v2()
+last = None
+while True:
+    asked = (_internal_kv_get(b"autoscaler_resource_request") or b"[]").decode()
+    if asked != last:
+        print("asked for", asked, flush=True)
+    last = asked
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture(scope="module")
+def until_asked(cluster, tmp_path_factory):
+    """Waits until these were the last things that the autoscaler was asked for, by Ray's own store: "[]" is nothing."""
+    log = tmp_path_factory.mktemp("asked") / "log"
+    watcher = cluster.drive("-c", WATCH, log=log)
+    wait_for(lambda: "asked for" in log.read_text(), watcher, log)
+    yield lambda *last: wait_for(lambda: re.findall("asked for (.*)", log.read_text())[-len(last) :] == [*last], watcher, log)
+    watcher.kill()
+
+
+def wait_for(found, process, log: Path) -> None:
+    while not found():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+
+
+def test_a_cluster_that_is_too_small_is_said_and_nothing_stays_asked_for(until_asked, cluster, place):
+    said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "wrong", "--workers", "4", "--cpus", "2"), "--wait", "1"), 1)
+    assert "4 workers of 2 CPUs and 0 GPUs are asked for; the cluster has 3 nodes with 4 CPUs" in said
+    assert not (place / "runs" / "wrong" / "settings.json").exists()
+    until_asked("[]", json.dumps([{"CPU": 2.0}] * 4), "[]")
+
+
+def test_what_a_job_that_is_stopped_had_asked_for_is_taken_back(until_asked, cluster, place, tmp_path):
+    """Its training began when a node came; then it gets the signal that `ray job stop` sends."""
+    log, wanted = tmp_path / "stopped.log", json.dumps([{"CPU": 2.0}] * 3)
+    write_recipe(place / "three.toml", name="three", steps=4000, batch=3)
+    driver = cluster.drive(*arguments(place, "cascade", "three.toml", "three", "--workers", "3", "--cpus", "2"), "--wait", "300", log=log)
+    until_asked(wanted)
+    cluster.start_node(2, last=False)
+    wait_for(lambda: "epoch 1, step" in log.read_text(), driver, log)
+    driver.terminate()
+    driver.wait(timeout=120)
+    until_asked(wanted, "[]")
+    os.kill(cluster.processes("raylet", under=cluster.nodes[2])[0], signal.SIGKILL)
+    cluster.nodes.pop(2).wait()
+
+
+def test_a_folder_that_no_node_has_is_said_instead_of_waiting(cluster, place):
+    said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "wrong", "--data", "/nowhere/at/all"), "--wait", "0"), 1)
+    assert "has no /nowhere/at/all; the folder of images is expected on every node" in said
     assert not (place / "runs" / "wrong" / "settings.json").exists()
 
 

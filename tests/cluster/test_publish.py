@@ -10,7 +10,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -24,7 +26,7 @@ import dn_core
 import publish
 from dn_core.errors import RegistryError
 from dn_core.models import remote
-from dn_core.models.index import index_bytes, parse_index
+from dn_core.models.index import MAX_INDEX_BYTES, index_bytes, parse_index
 
 SCRIPT = Path(__file__).parents[2] / "distributed" / "publish.py"
 posix = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
@@ -363,31 +365,144 @@ def read_all(registry, at_least):
 # The S3 protocol
 
 
-@pytest.fixture
-def s3(s3_server, monkeypatch):
-    """An empty bucket."""
+on_s3 = pytest.mark.filterwarnings(  # what the libraries of S3 leave open when they are let go of
+    "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def s3_variables(s3_server):
+    """What leads clients to a server of the S3 protocol."""
 
     def start(*command, **variables):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         return subprocess.Popen(command, env={**os.environ, **variables}, text=True, **pipes)
 
     with s3_server(start) as variables:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        yield "s3://bucket/models"
-        type(fsspec.filesystem("s3")).clear_instance_cache()
+        yield variables
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.fixture
+def s3(s3_variables, monkeypatch, request):
+    """An empty place in a bucket."""
+    for name, value in s3_variables.items():
+        monkeypatch.setenv(name, value)
+    yield f"s3://bucket/{request.node.name}"
+    type(fsspec.filesystem("s3")).clear_instance_cache()
+
+
+@on_s3
 def test_models_are_published_to_s3_and_fetched_from_there(s3, tmp_path, images):
     result = run(model(tmp_path, "worse"), "--to", s3, "--test", images, "--accept-worse", "a random network")
     assert result.returncode == 0, result.stderr
+    assert "publish to it from one place" not in result.stderr
     publish_here([model(tmp_path, "good")], s3, images)
     (entry,) = remote.remote_entries(s3)
     assert entry.version == 2
     assert remote.fetch("lab", s3).read_bytes() == model(tmp_path, "good").read_bytes()
-    fsspec.filesystem("s3").pipe_file("bucket/models/index.json", index_bytes(1, []))
+    store = fsspec.filesystem("s3")
+    store.pipe_file(f"{s3}/index.json", index_bytes(1, []))
     with pytest.raises(RegistryError, match="sequence number 1; at least 2 is expected"):
+        remote.remote_entries(s3)
+    store.pipe_file(f"{s3}/index.json", b"")
+    with pytest.raises(RegistryError, match="index.json is damaged or cut off"):
+        remote.remote_entries(s3)
+    store.pipe_file(f"{s3}/index.json", b" " * (MAX_INDEX_BYTES + 1))
+    with pytest.raises(RegistryError, match="longer than the 5000000 bytes expected"):
         remote.remote_entries(s3)
     with pytest.raises(FileNotFoundError, match="no such file in the registry"):
         remote.remote_entries("s3://bucket/elsewhere")
+
+
+def together(action, arguments):
+    """Call it with each of the arguments, all at once; what each gave, or the error that it raised."""
+    barrier = threading.Barrier(len(arguments))
+
+    def one(argument):
+        barrier.wait()
+        try:
+            return action(argument)
+        except RegistryError as error:
+            return error
+
+    with ThreadPoolExecutor(len(arguments)) as threads:
+        return list(threads.map(one, arguments))
+
+
+def candidate(tmp_path, name, scale=0.001):
+    (found,) = publish.read_candidates([write_model(tmp_path / f"{name}-{scale}.safetensors", name, scale)])
+    return found
+
+
+@on_s3
+def test_of_many_publishers_to_s3_at_once_all_are_there(s3, tmp_path):
+    """As the first ones there are, and onto an index that is there."""
+    for number, letter in enumerate("ab"):
+        seen = publish.read_index(s3)
+        candidates = [candidate(tmp_path, f"{letter}-{index}") for index in range(10)]
+        sequences = together(lambda one, seen=seen: publish.publish(s3, [(one, one.record(1, {}))], seen), candidates)
+        assert sorted(sequences) == list(range(10 * number + 1, 10 * number + 11))
+        offered = {entry.name: entry.sha256 for entry in remote.remote_entries(s3)}
+        assert offered.items() >= {one.name: one.sha256 for one in candidates}.items()
+    assert len(offered) == 20
+    assert publish.read_index(s3).sequence == 20
+
+
+@on_s3
+def test_of_many_publishers_of_one_model_to_s3_at_once_one_is_there_and_the_others_say_so(s3, tmp_path):
+    seen = publish.read_index(s3)
+    candidates = [candidate(tmp_path, "lab", 0.001 * number) for number in range(1, 7)]
+    outcomes = together(lambda one: publish.publish(s3, [(one, one.record(1, {}))], seen), candidates)
+    (winner,) = [one for one, outcome in zip(candidates, outcomes, strict=True) if outcome == 1]
+    lost = [str(outcome) for outcome in outcomes if outcome != 1]
+    assert len(lost) == 5
+    assert all("changed by another publisher (sequence number 1, 0 when scoring began)" in said for said in lost)
+    assert [entry.sha256 for entry in remote.remote_entries(s3)] == [winner.sha256]
+
+
+@on_s3
+def test_what_was_published_though_the_answer_was_lost_is_not_refused(s3, tmp_path):
+    """As when the connection ends after the store has written: s3fs then writes again, onto what it has written itself."""
+    seen, ours, other = publish.read_index(s3), candidate(tmp_path, "lab"), candidate(tmp_path, "other")
+    assert publish.publish(s3, [(ours, ours.record(1, {}))], seen) == 1
+    assert publish.publish(s3, [(other, other.record(1, {}))], seen) == 2
+    assert publish.publish(s3, [(ours, ours.record(1, {}))], seen) == 2
+    assert len(remote.remote_entries(s3)) == 2
+
+
+@on_s3
+def test_readers_of_s3_see_a_whole_index_while_it_is_replaced(s3, tmp_path):
+    candidates = [candidate(tmp_path, "lab", scale) for scale in (0.1, 0.2)]
+    stop = threading.Event()
+
+    def publish_on():
+        while not stop.is_set():
+            seen = publish.read_index(s3)
+            one = candidates[seen.sequence % 2]
+            publish.publish(s3, [(one, one.record(seen.sequence + 1, {"padding": "x" * (seen.sequence % 7 * 1000)}))], seen)
+
+    with ThreadPoolExecutor(1) as thread:
+        publishing = thread.submit(publish_on)
+        versions = []
+        try:
+            while len(set(versions)) < 20 and not publishing.done():
+                with contextlib.suppress(FileNotFoundError):
+                    (entry,) = remote.remote_entries(s3)
+                    versions.append(entry.version)
+        finally:
+            stop.set()
+        publishing.result()
+    assert versions == sorted(versions)
+    assert len(set(versions)) == 20
+
+
+@on_s3
+@pytest.mark.parametrize("where", ["a store in memory", "a server that overlooks conditions"])
+def test_a_store_that_cannot_keep_publishers_apart_is_told_of(where, store, s3, tmp_path, capsys):
+    to = store if where == "a store in memory" else s3.replace("bucket", "careless")
+    one = candidate(tmp_path, "lab")
+    publish.publish(to, [(one, one.record(1, {}))], publish.read_index(to))
+    assert capsys.readouterr().err == (
+        f"{to}: this store cannot keep two publishers from undoing each other; publish to it from one place.\n"
+    )
+    assert [entry.sha256 for entry in remote.remote_entries(to)] == [one.sha256]

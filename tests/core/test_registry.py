@@ -627,6 +627,24 @@ def test_a_registry_never_goes_back(server, old, new):
     assert len(remote.remote_entries(server.address)) == 1  # the same as before is as good
 
 
+def test_a_newer_index_seen_by_another_reader_meanwhile_does_not_make_ours_old(server, old, new):
+    """Two programs read while it is replaced: the one that was first is answered last."""
+
+    def answer_late(request):
+        server.serve(new, version=2, sequence=2)
+        assert [entry.version for entry in remote.remote_entries(server.address)] == [2]
+        begin(request, len(first))
+        request.wfile.write(first)
+
+    server.serve(old)
+    first = server.answers["/models/index.json"]
+    server.answers["/models/index.json"] = answer_late
+    assert [entry.version for entry in remote.remote_entries(server.address)] == [1]
+    server.answers["/models/index.json"] = first
+    with pytest.raises(RegistryError, match="sequence number 1; at least 2 is expected"):
+        remote.remote_entries(server.address)
+
+
 def test_each_registry_has_its_own_sequence(server, tmp_path, old):
     server.serve(old, sequence=5)
     remote.remote_entries(server.address)

@@ -25,6 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from dn_core import denoise
 from dn_core import train as front_door_train
 from dn_core.checkpoints import load_checkpoint, read_tensors, write_tensors
+from dn_core.errors import CheckpointError
 from dn_core.inference.denoise import load_model
 from dn_core.losses import EdgeKind
 from dn_core.network_config import NetworkConfig, half_resolution_config, paper_config
@@ -872,10 +873,25 @@ def test_a_state_of_another_network_is_refused_even_if_allowed(bank, tmp_path):
 @pytest.mark.parametrize("name", ["optimizer0.0.momentum", "optimizer1.7.exp_avg", "optimizer1.x.exp_avg"])
 def test_optimizer_state_that_does_not_fit_is_refused(name, bank, tmp_path):
     run_some(RECIPE, bank, tmp_path, 1)
-    tensors, metadata = read_tensors(tmp_path / "state.safetensors")
+    tensors, state = state_of(tmp_path)
+    del state["sha256"]  # as of a version that wrote none
+    metadata = {"dn_resnet_training": json.dumps(state)}
     write_tensors(tmp_path / "state.safetensors", {**tensors, name: np.zeros((3, 3), np.float32)}, metadata)
     with pytest.raises(ValueError, match="the state has.*Start afresh"):
         next(fit(RECIPE, bank, tmp_path))
+
+
+@pytest.mark.parametrize("where", ["weights", "numbers"])
+def test_a_state_with_another_bit_than_was_written_is_refused_and_left(where, bank, tmp_path):
+    run_some(RECIPE, bank, tmp_path, 1)
+    path = tmp_path / "state.safetensors"
+    content = bytearray(path.read_bytes())
+    number = b'\\"step\\": '
+    content[-1 if where == "weights" else content.index(number) + len(number)] = ord("9")
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{path} is damaged, it is not the state that was written. .* remove it to begin afresh"):
+        next(fit(RECIPE, bank, tmp_path))
+    assert path.read_bytes() == content
 
 
 def test_what_is_no_state_is_refused(bank, tmp_path):

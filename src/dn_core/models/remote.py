@@ -54,9 +54,11 @@ def remote_entries(address: str | Path, limits: Limits | None = None) -> tuple[E
         When it is no registry, is damaged, or is older than it was before.
     """
     address = _plain(address)
+    # Looked up before: while this one reads, another program may see, and remember, a newer index.
+    seen = _seen(_memory(address))
     content = read_whole(address, FILE, MAX_INDEX_BYTES, limits)
     index = parse_index(content, address, "remote", f"{shown(address).rstrip('/')}/{FILE}")
-    _keep_sequence(address, index.sequence)
+    _keep_sequence(address, index.sequence, seen)
     return index.entries
 
 
@@ -164,10 +166,14 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"the model needs {needed} bytes, {free} are free; {advice}", str(folder))
 
 
-def _keep_sequence(address: str, sequence: int) -> None:
-    """Refuse a registry that is older than it was; remember how new it is."""
-    path = registry.models_folder() / SEEN / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.json"
-    seen = _seen(path)
+def _memory(address: str) -> Path:
+    """The file that remembers how new a registry was."""
+    return registry.models_folder() / SEEN / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.json"
+
+
+def _keep_sequence(address: str, sequence: int, seen: int) -> None:
+    """Refuse a registry that is older than it was `seen` before; remember how new it is."""
+    path = _memory(address)
     if sequence < seen:
         raise RegistryError(
             f"{shown(address)} has the sequence number {sequence}; at least {seen} is expected, as it had that before: an old copy. "

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from dn_core.errors import RegistryError
@@ -70,8 +71,13 @@ def shown(address: str) -> str:
 
 
 def read_whole(address: str, file: str, most: int, limits: Limits | None = None) -> bytes:
-    """A small file of a registry; refused when it has more than `most` bytes."""
-    return b"".join(read_pieces(address, file, most, limits))
+    """A small file of a registry, as it was at one moment, whoever replaces it meanwhile; refused when it has more than `most` bytes."""
+    if check_address(address) != "store":
+        return b"".join(read_pieces(address, file, most, limits))
+    content = _whole_from_store(address, file, most + 1)
+    if len(content) > most:
+        raise _longer(address, file, most)
+    return content
 
 
 def read_pieces(address: str, file: str, most: int, limits: Limits | None = None) -> Generator[bytes]:
@@ -85,14 +91,13 @@ def read_pieces(address: str, file: str, most: int, limits: Limits | None = None
         When it is longer than `most`, or the server sends us where we do not go.
     """
     kind = check_address(address)
-    where = f"{shown(address).rstrip('/')}/{file}"
     pieces = {"folder": _from_folder, "store": _from_store, "web": _from_web}[kind](address, file, limits or Limits())
     count = 0
     with contextlib.closing(pieces):
         for piece in pieces:
             count += len(piece)
             if count > most:
-                raise RegistryError(f"{where} is longer than the {most} bytes expected; the rest was not read. Ask who runs the registry.")
+                raise _longer(address, file, most)
             yield piece
 
 
@@ -110,15 +115,32 @@ def _from_folder(address: str, file: str, limits: Limits) -> Generator[bytes]:
 
 
 def _from_store(address: str, file: str, limits: Limits) -> Generator[bytes]:
+    with _opened_store(address, file) as (store, path), store.open(path, "rb", block_size=2**20) as stream:
+        while piece := stream.read(PIECE):
+            yield piece
+
+
+def _whole_from_store(address: str, file: str, end: int) -> bytes:
+    """The first `end` bytes by one request: between two, another may replace the file, and stores refuse the second."""
+    with _opened_store(address, file) as (store, path):
+        try:
+            return bytes(store.cat_file(path, start=0, end=end))
+        except Exception:
+            if store.info(path)["size"] == 0:  # in which no range is
+                return b""
+            raise
+
+
+@contextlib.contextmanager
+def _opened_store(address: str, file: str) -> Iterator[tuple[Any, str]]:
+    """The store and the path in it; what its own library raises, as the built-in error that fits."""
     from fsspec.core import url_to_fs
 
     url = f"{address.rstrip('/')}/{file}"
     try:
         store, path = url_to_fs(url)
         store.invalidate_cache()  # others may have written since it was listed
-        with store.open(path, "rb", block_size=2**20) as stream:
-            while piece := stream.read(PIECE):
-                yield piece
+        yield store, path
     except FileNotFoundError:
         raise _missing(url) from None
     except ImportError as error:
@@ -237,6 +259,11 @@ def _is_private(url: str) -> bool:
     with contextlib.suppress(ValueError):
         return not ipaddress.ip_address(urlsplit(url).hostname or "").is_global
     return _is_loopback(url)
+
+
+def _longer(address: str, file: str, most: int) -> RegistryError:
+    where = f"{shown(address).rstrip('/')}/{file}"
+    return RegistryError(f"{where} is longer than the {most} bytes expected; the rest was not read. Ask who runs the registry.")
 
 
 def _missing(where: str) -> FileNotFoundError:

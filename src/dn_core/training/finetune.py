@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import time
 from collections.abc import Generator
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, read_tensors, save_checkpoint
+from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, save_checkpoint
 from dn_core.inference.engines import choose_device
 from dn_core.inference.planes import ChannelAxis
 from dn_core.models.registry import default_name, resolve
@@ -27,7 +26,7 @@ from dn_core.training.fit import STATE_FILE, TrainProgress, alone_in, resumed_st
 from dn_core.training.lessons import Lessons, Preview
 from dn_core.training.own_images import OwnImages
 from dn_core.training.recipes import Phase, Recipe
-from dn_core.training.run import STATE_KEY, Run, arrays_of
+from dn_core.training.run import Run, arrays_of, read_state
 
 __all__ = ["FinetuneProgress", "finetune", "finetune_steps", "images_from", "training_folder"]
 
@@ -278,7 +277,7 @@ def _steps_in(state_path: Path) -> int | None:
     """The steps of the training whose state this is."""
     if not state_path.exists():
         return None
-    state = json.loads(read_tensors(state_path)[1].get(STATE_KEY, "{}"))
+    _, state = read_state(state_path)
     phases = state.get("recipe", {}).get("phases", [])
     return sum(int(phase["steps"]) for phase in phases) or None
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dn_core.checkpoints import read_tensors, write_tensors
+from dn_core.errors import CheckpointError
 from dn_core.losses import edge_aware, mse
 from dn_core.memory import available_memory, check_memory
 from dn_core.models import registry
@@ -29,12 +31,13 @@ from dn_core.training.optimizers import build_optimizers
 from dn_core.training.recipes import Recipe
 from dn_core.training.workers import ALONE, Workers
 
-__all__ = ["STATE_KEY", "Run", "arrays_of", "bfloat16_helps", "check_steps", "differences"]
+__all__ = ["Run", "arrays_of", "bfloat16_helps", "check_steps", "differences", "read_state"]
 
 STATE_KEY = "dn_resnet_training"
 COUNTERS = ("step", "loss", "megapixels", "epoch_loss", "epoch_sum", "rate")
 SCORES = ("psnr", "start_psnr", "best_psnr", "best_step", "scored_step")
 WEIGHT_FLOOR = 8 / 255
+AFRESH = "Put back a copy, or remove it to begin afresh."
 
 
 class Run:
@@ -201,18 +204,15 @@ class Run:
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer{number}.{index}.{name}": value for name, value in state.items()}
         arrays = {name: value.detach().to("cpu", torch.float32).numpy() for name, value in tensors.items()}
-        write_tensors(path, arrays, {STATE_KEY: json.dumps({**self._identity(), **self._counters()})})
+        state = {**self._identity(), **self._counters()}
+        write_tensors(path, arrays, {STATE_KEY: json.dumps({**state, "sha256": _hash(arrays, state)})})
 
     def resume(self, path: Path, allow: tuple[str, ...]) -> None:
         """Go on from `path`, if it is there and of the same recipe, data and precision but for what is in `allow`."""
         if not path.exists():
             return
-        tensors, metadata = read_tensors(path)
-        if STATE_KEY not in metadata:
-            raise ValueError(
-                f"{path} is not the state of a training; one written by dn-resnet train is expected. Choose another output folder."
-            )
-        state = {"workers": 1, **json.loads(metadata[STATE_KEY])}
+        tensors, found = read_state(path)
+        state = {"workers": 1, **found}
         if different := differences(self._identity(), state, allow):
             raise ValueError(
                 f"{path} belongs to another training ({'; '.join(different)}); the same is expected. Choose another output folder, or "
@@ -253,6 +253,32 @@ class Run:
             **{"recipe": recipe, "data": self.data, "precision": self.precision},
             **{"stage": self.stage, "start": self.start, "workers": self.workers.size},
         }
+
+
+def read_state(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    """What `Run.save` wrote: weights and the like, and which training it belongs to.
+
+    Raises
+    ------
+    CheckpointError
+        When it is damaged.
+    ValueError
+        When it is no state of a training.
+    """
+    try:
+        tensors, metadata = read_tensors(path)
+        state = json.loads(metadata.get(STATE_KEY, "null"))
+    except ValueError as error:
+        reason = error if isinstance(error, CheckpointError) else f"{path} is damaged ({error})."
+        raise CheckpointError(f"a training cannot go on: {reason} {AFRESH}") from error
+    if not isinstance(state, dict):
+        raise ValueError(
+            f"{path} is not the state of a training; one written by dn-resnet train is expected. Choose another output folder."
+        )
+    written = state.pop("sha256", None)  # older versions wrote none
+    if written is not None and _hash(tensors, state) != written:
+        raise CheckpointError(f"a training cannot go on: {path} is damaged, it is not the state that was written. {AFRESH}")
+    return tensors, state
 
 
 def bfloat16_helps(device: str) -> bool:
@@ -326,6 +352,15 @@ def _grown(start: DnResNet, recipe: Recipe) -> DnResNet:
 
 def _fingerprint(network: DnResNet) -> str:
     return hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in network.state_dict().values())).hexdigest()
+
+
+def _hash(arrays: Mapping[str, NDArray[np.float32]], state: Mapping[str, Any]) -> str:
+    """Of all that a state says, but for this."""
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
 
 
 def _under(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
