@@ -182,9 +182,9 @@ class Child:
         """Write a line to its standard input."""
         self.process.write(f"{line}\n".encode())
 
-    def leave(self) -> None:
-        """Let it save and end by itself; nothing is called any more. The interpreter waits for it at its end."""
-        self._event, self._ended = _nothing, _nothing
+    def leave(self, ended: Callable[[], None] = lambda: None) -> None:
+        """Let it save and end by itself; nothing is called any more but `ended`. The interpreter waits for it at its end."""
+        self._event, self._ended = _nothing, lambda *_: ended()
         if self.running:
             _leaving.add(self)
             self.process.closeWriteChannel()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from magicgui.widgets import ComboBox, FloatSpinBox, Label, LineEdit, PushButton, SpinBox
 
+from napari_dnresnet.copies import Copy, remove_abandoned
 from napari_dnresnet.docks import Dock, side_by_side
 from napari_dnresnet.jobs import Child, sentence, time_left
 from napari_dnresnet.layers import default_axes, highest_level, readable
@@ -40,11 +41,13 @@ def trainings_folder() -> Path:
 
 
 class TrainWidget(Dock):
-    """Adapt a model to layers; it never ends with a worse one, since the model at the start is the first candidate."""
+    """Adapt a model to layers; where nothing does better than the model at the start, no new one is made."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__(viewer)
         self.child: Child | None = None
+        self.copy: Copy | None = None
+        remove_abandoned(trainings_folder())
         self.way = ComboBox(label="Learn from", choices=[PAIR, REPEATS, CLEAN], value=PAIR)
         self.words = Label(value=WORDS[PAIR])
         self.noisy = ComboBox(label="Noisy", choices=self._layers, nullable=True)
@@ -69,7 +72,7 @@ class TrainWidget(Dock):
         self.curve, self.losses, self.crops = Curve("dB; dashed: the start", "score"), Curve("loss", "loss"), Crops()
         for picture in (self.curve, self.losses, self.crops):
             self.native.layout().addWidget(picture)
-        self._paused, self._finished, self._name, self._told_error = False, "", "", ""
+        self._paused, self._done, self._finished, self._name, self._told_error = False, False, "", "", ""
         self._trained = set[str]()
         self._connect()
         self._way_changed()
@@ -117,6 +120,9 @@ class TrainWidget(Dock):
         if self.way.value == PAIR and layers["noisy"] == layers["clean"]:
             raise ValueError(f"{layers['noisy'].name} is chosen twice; a noisy layer and its clean one are expected. Change one.")
         material = {name: _planes(layers[name]) for name in wanted}
+        if self.way.value == PAIR and material["noisy"].shape != material["clean"].shape:
+            shapes = (f"{layers[name].name} has shape {material[name].shape}" for name in wanted)
+            raise ValueError(f"{' and '.join(shapes)}; the same is expected. Crop them alike.")
         if self.way.value == REPEATS and self.axis.value >= layers["noisy"].ndim - 2:
             raise ValueError(
                 f"the axis of repeats is {self.axis.value}; one before rows and columns, at most {layers['noisy'].ndim - 3}, is expected. "
@@ -171,24 +177,36 @@ class TrainWidget(Dock):
             self._check_free(name)
             material = self.material()
             arguments = self.arguments(material)
-        except ValueError as error:
+            copy = self.copy = Copy(trainings_folder(), name)
+        except (ValueError, OSError) as error:
             self.tell(sentence(error))
             return
-        folder, self._name = trainings_folder(), name
+        self._name = name
         for curve in (self.curve, self.losses):
             curve.clear()
-        self._finished, self._paused, self._told_error = "", False, ""
+        self._finished, self._done, self._paused, self._told_error = "", False, False, ""
         without = " without alpha" if any(planes.has_alpha for planes in material.values()) else ""
         self.tell(f"Handing the images over{without} ...")
 
         def handed_over(files: dict[str, Path]) -> None:
             images = [part for option, path in files.items() for part in (f"--{option}", str(path))]
-            command = ["finetune", *images, "--out", str(folder), *arguments, "--control"]
+            command = ["finetune", *images, "--out", str(trainings_folder()), *arguments, "--control"]
             self.child = Child(command, event=self._hear, ended=self._ended)
-            self.tell("Starting (the first seconds go into loading torch) ...")
+            self.tell("Starting (the first seconds go into loading torch; the copy of the images is removed at the end) ...")
 
         self.show_progress(0, 0)
-        self.work(lambda: _hand_over(material, folder / f"{name}-images"), handed_over)
+        self.work(lambda: _hand_over(material, copy.folder), handed_over)
+
+    def _work_stopped(self) -> None:
+        """All is copied, or nothing will be."""
+        super()._work_stopped()
+        if not self.training:
+            self._remove_copy()
+
+    def _remove_copy(self) -> None:
+        if self.copy is not None:
+            self.copy.remove()
+            self.copy = None
 
     def _hear(self, event: dict[str, Any]) -> None:
         """A line of the training."""
@@ -196,7 +214,7 @@ class TrainWidget(Dock):
             return
         what = event["event"]
         if what in ("step", "epoch"):
-            self.show_progress(event["step"], event["total"])
+            self.show_progress(round(1000 * event["part"]), 1000)
             if event["psnr"] is not None:
                 gain = event["best"] - event["start_psnr"]
                 left = time_left(event["seconds_left"] if event["seconds_left"] is not None else float("nan"))
@@ -218,33 +236,37 @@ class TrainWidget(Dock):
             self._keep(event)
 
     def _keep(self, event: dict[str, Any]) -> None:
-        """Put the finished model into the list of models."""
+        """Put the finished model, if there is one, into the list of models."""
         from dn_core.models import registry
 
-        name = self._name
-        try:
-            self._finished = registry.add(event["path"], replace=True).name
-        except (ValueError, OSError) as error:
-            self._told_error = f"The model is at {event['path']}, but not in the list: {sentence(error)}"
-            return
+        name, self._done = self._name, True
+        if not event["kept_start"]:
+            try:
+                self._finished = registry.add(event["path"], replace=True).name
+            except (ValueError, OSError) as error:
+                self._told_error = f"The model is at {event['path']}, but not in the list: {sentence(error)}"
+                return
+            self._trained.add(name)
+            model_list.changed.emit()
         if not event["stopped"]:  # nothing to go on with: the name is free for another training
             _forget(trainings_folder(), name)
-        self._trained.add(name)
-        model_list.changed.emit()
-        if event["kept_start"]:
-            self.tell("Nothing did better than the model at the start, which was kept. Give it more minutes, or more images.")
-        else:
+        if not event["kept_start"]:
             gain = event["best"] - event["start_psnr"]
             self.tell(f"Done: {event['best']:.2f} dB, {gain:+.2f} dB over the start. {name} is in every list of models.")
+        elif event["stopped"]:
+            self.tell("Nothing has done better than the model at the start: there is no new model. Press Train to go on.")
+        else:
+            self.tell("Nothing did better than the model at the start: there is no new model. Give it more minutes, or more images.")
 
     def _ended(self, code: int, words: str) -> None:
+        self._remove_copy()
         if not self._alive:
             return
         if "belongs to another training" in self._told_error:
             self.tell(f"There is an unfinished training {self._name} on other images or with other settings. Choose another name.")
         elif self._told_error:
             self.tell(sentence(ValueError(self._told_error)))
-        elif not self._finished:
+        elif not self._done:
             self.tell(f"The training ended by itself (code {code}). What it had saved stays; press Train to go on. {words}")
         self._show_state()
 
@@ -279,8 +301,12 @@ class TrainWidget(Dock):
     def close_down(self) -> None:
         """The training saves and ends; Train goes on with it."""
         super().close_down()
-        if self.child is not None:
-            self.child.leave()
+        child, self.child = self.child, None
+        if child is not None and child.running and self.copy is not None:
+            child.leave(self.copy.remove)
+            self.copy = None
+        elif child is not None:
+            child.leave()
 
 
 def _planes(layer: Image) -> Any:
@@ -306,7 +332,7 @@ class _Planes:
 
 
 def _hand_over(material: dict[str, _Planes], folder: Path) -> Iterator[dict[str, Path]]:
-    """Write arrays to files that the training reads piece by piece; files with the same content stay, so that a training goes on."""
+    """Write arrays to files that the training reads piece by piece."""
     from dn_core.safe_write import free_bytes, replaced_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -326,8 +352,7 @@ def _hand_over(material: dict[str, _Planes], folder: Path) -> Iterator[dict[str,
 
 def _forget(folder: Path, name: str) -> None:
     """Remove what a finished training needed; its model is in the models folder."""
-    for part in (f"{name}-training", f"{name}-images"):
-        shutil.rmtree(folder / part, ignore_errors=True)
+    shutil.rmtree(folder / f"{name}-training", ignore_errors=True)
     (folder / f"{name}.safetensors").unlink(missing_ok=True)
 
 

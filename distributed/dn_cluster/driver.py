@@ -78,7 +78,7 @@ def _steps_here(job: Job, bank: Bank, folder: Path) -> Iterator[None]:
     stages = train_stages(job.recipe, bank, folder, **options)
     with contextlib.closing(stages) as steps, tracked(job, bank, folder) as tell:
         for step in steps:
-            if step.done % job.recipe.epoch == 0 or step.done == step.total or not step.lr:
+            if step.epoch_ended or not step.lr:
                 if step.lr:  # the last report of a stage says nothing new
                     print(describe(step), flush=True)
                     tell(step)

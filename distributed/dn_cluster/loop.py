@@ -125,7 +125,7 @@ def _train(job: Job, bank: Bank | None, folder: Path, workers: Workers) -> None:
         tell = stack.enter_context(tracked(job, bank, folder)) if workers.rank == 0 else None
         for step in steps:
             finished = step.lr == 0  # a stage's last report, when its model is there, says nothing new
-            if not (finished or step.done % job.recipe.epoch == 0 or step.done == step.total):
+            if not (finished or step.epoch_ended):
                 continue
             if tell is not None and not finished:
                 print(describe(step), flush=True)

@@ -3,15 +3,20 @@
 Each line is an object with an ``event``:
 
 - ``start``: ``name``, ``step`` (from which it goes on), ``total``, and what it is trained on;
-- ``step``: ``step``, ``total``, ``loss``, ``psnr`` (the last score), ``best``, ``start_psnr``, ``seconds_left``, ``megapixels_per_second``;
-- ``epoch``: the same, with a new score;
+- ``step``: ``step``, ``total``, ``part`` (of the steps or the minutes, 0..1), ``loss``, ``psnr`` (the last score), ``best``,
+  ``start_psnr``, ``seconds_left``, ``megapixels_per_second``;
+- ``epoch``: the same at the end of an epoch, with a new score where images are held out;
 - ``preview``: ``step`` and the ``path`` of an ``.npz`` file with the arrays ``noisy``, ``before``, ``now`` and ``reference``;
 - ``paused`` and ``resumed``;
-- ``done``: ``path`` of the model, ``stopped`` (whether before its end), and the scores;
+- ``done``: ``path`` of the model, ``stopped`` (whether before its end), and the scores; of `finetune` ``kept_start``: nothing did better
+  than the model at the start, and ``path`` is null;
 - ``error``: ``message``, a sentence.
 
-What is not known is null. The commands are the lines ``pause``, ``resume`` and ``stop``; the end of standard input ends the program as
-SIGTERM does, so that a training does not outlive the program that began it.
+What is not known is null. Of a training by the clock ``total`` is an estimate, and null before the first step; ``part`` and
+``seconds_left`` follow the clock.
+
+The commands are the lines ``pause``, ``resume`` and ``stop``; the end of standard input ends the program as SIGTERM does, so that a
+training does not outlive the program that began it. A pause is not counted among the minutes of a training.
 """
 
 from __future__ import annotations
@@ -97,15 +102,16 @@ def train_events(steps: Generator[TrainProgress], control: Control | None) -> No
             path, psnr = step.path, psnr if step.psnr is None else step.psnr
             if path is None:
                 emit(
-                    "step" if step.psnr is None else "epoch",
-                    **{"step": step.done, "total": step.total, "epoch": step.epoch, "loss": step.loss, "lr": step.lr, "psnr": psnr},
+                    "epoch" if step.epoch_ended else "step",
+                    **{"step": step.done, "total": step.total or None, "part": step.part, "epoch": step.epoch},
+                    **{"loss": step.loss, "lr": step.lr, "psnr": psnr},
                     **{"best": None, "start_psnr": None, "stage": step.stage, "stages": step.stages},
                     **{"seconds_left": step.seconds_left, "megapixels_per_second": step.megapixels_per_second},
                 )
                 if control is not None and not control.go_on():
                     stopped = True
                     break
-    emit("done", step=step.done, total=step.total, path=path, stopped=stopped, psnr=psnr)
+    emit("done", step=step.done, total=step.total or None, path=path, stopped=stopped, psnr=psnr)
 
 
 def finetune_events(steps: Generator[FinetuneProgress], folder: Path, start: dict[str, Any], control: Control | None) -> None:
@@ -115,8 +121,8 @@ def finetune_events(steps: Generator[FinetuneProgress], folder: Path, start: dic
         for step in steps:
             scored = step.psnr is not None
             psnr = step.psnr if scored else psnr
-            state = {"step": step.done, "total": step.total, "psnr": psnr, "best": step.best_psnr, "best_step": step.best_step}
-            state |= {"start_psnr": step.start_psnr}
+            state = {"step": step.done, "total": step.total or None, "part": step.part, "psnr": psnr}
+            state |= {"best": step.best_psnr, "best_step": step.best_step, "start_psnr": step.start_psnr}
             if first:
                 emit("start", **start, **state)
             rates = {"seconds_left": step.seconds_left, "megapixels_per_second": step.megapixels_per_second}
@@ -128,7 +134,7 @@ def finetune_events(steps: Generator[FinetuneProgress], folder: Path, start: dic
             if not step.finished and control is not None and not control.go_on():
                 stopped = True
                 break
-    emit("done", **state, path=step.path, stopped=stopped, kept_start=step.best_step == 0)
+    emit("done", **state, path=step.path, stopped=stopped, kept_start=step.path is None)
 
 
 def _write_preview(path: Path, preview: Preview) -> Path:

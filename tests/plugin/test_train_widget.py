@@ -1,5 +1,6 @@
 """The dock widget "Train denoiser": real trainings in child processes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 from skimage import data
 
 import dn_core
-from napari_dnresnet.train import CLEAN, PAIR, REPEATS
+from napari_dnresnet.copies import Copy, remove_abandoned
+from napari_dnresnet.train import CLEAN, PAIR, REPEATS, trainings_folder
 
 NAME = "Train denoiser"
 MINUTES = 0.05
@@ -42,17 +44,29 @@ def begin(widget: Any, wait: Any, points: int = 1) -> None:
     assert widget.busy, widget.status.value
 
 
+def copies() -> list[str]:
+    """Copies of images that lie on disk."""
+    return [path.name for path in trainings_folder().rglob("*") if path.suffix in (".npy", ".part") or path.name.endswith("-images")]
+
+
+def left() -> list[str]:
+    """What lies where trainings are kept."""
+    return sorted(path.name for path in trainings_folder().glob("*"))
+
+
 @pytest.mark.slow
 def test_pairs_improve_the_model_which_is_then_used(viewer, widget, open_widget, wait):
     clean = picture()
     viewer.add_image(noisy(clean), name="noisy")
     viewer.add_image(clean, name="clean")
     widget.noisy.value, widget.clean.value = viewer.layers["noisy"], viewer.layers["clean"]
-    widget.model_name.value, widget.minutes.value = "stripes", 0.5
+    widget.model_name.value, widget.minutes.value = "stripes", 0.25
     begin(widget, wait)
     wait(lambda: not widget.busy)
     (_, first), *_, (_, last) = widget.curve.points
     assert last > first + 0.3, widget.status.value
+    assert left() == [], "neither images nor a state"
+    assert widget.bar.value == widget.bar.max
     assert "stripes is in every list" in widget.status.value
     assert {"noisy", "before", "now"} == set(widget.crops.crops)
     widget.use.clicked.emit(True)
@@ -69,8 +83,9 @@ def test_it_pauses_goes_on_stops_and_resumes(viewer, widget, wait):
     viewer.add_image(noisy(picture()), name="noisy")
     viewer.add_image(picture(), name="clean")
     widget.noisy.value, widget.clean.value = viewer.layers["noisy"], viewer.layers["clean"]
-    widget.minutes.value = 3
-    begin(widget, wait)
+    widget.minutes.value = 1
+    begin(widget, wait, points=2)
+    assert copies() != []
     widget.pause.clicked.emit(True)
     wait(lambda: widget.pause.text == "Go on")
     widget.pause.clicked.emit(True)
@@ -79,11 +94,39 @@ def test_it_pauses_goes_on_stops_and_resumes(viewer, widget, wait):
     wait(lambda: not widget.busy)
     assert "my-noise" in dn_core.model_names(), widget.status.value
     assert widget.use.enabled
-    step = widget.bar.value
+    assert copies() == [], "the layers are there"
+    step = widget.curve.points[-1][0]
     begin(widget, wait)
-    assert widget.curve.points[0][0] >= step - 1, "it goes on where it was"
+    assert widget.curve.points[0][0] >= step, "it goes on where it was"
     widget.stop.clicked.emit(True)
     wait(lambda: not widget.busy)
+
+
+def test_a_training_that_gains_nothing_makes_no_model(viewer, widget, wait):
+    """Stopped before it has learnt anything."""
+    clean = np.tile(np.linspace(50, 200, 128, dtype=np.float32), (128, 1))
+    viewer.add_image(clean + np.random.default_rng(0).normal(0, 12, clean.shape).astype(np.float32), name="noisy")
+    viewer.add_image(clean, name="clean")
+    widget.noisy.value, widget.clean.value = viewer.layers["noisy"], viewer.layers["clean"]
+    widget.minutes.value = 100
+    begin(widget, wait)
+    widget.stop.clicked.emit(True)
+    wait(lambda: not widget.busy)
+    assert widget.status.value == "Nothing has done better than the model at the start: there is no new model. Press Train to go on."
+    assert "my-noise" not in dn_core.model_names()
+    assert not widget.use.enabled
+    assert left() == ["my-noise-training"]
+
+
+def test_the_end_of_a_training_that_gained_nothing_is_told(widget):
+    """As the training says it."""
+    (trainings_folder() / "my-noise-training").mkdir(parents=True)
+    widget._name = "my-noise"
+    widget._hear({"event": "done", "path": None, "kept_start": True, "stopped": False, "best": 30.0, "start_psnr": 30.0})
+    widget._ended(0, "")
+    assert widget.status.value.startswith("Nothing did better than the model at the start: there is no new model.")
+    assert not widget.use.enabled
+    assert left() == []
 
 
 @pytest.mark.parametrize("way", [REPEATS, CLEAN])
@@ -100,7 +143,9 @@ def test_repeats_and_noise_models_train_too(viewer, widget, wait, way):
         assert not widget.sigma.visible
     begin(widget, wait)
     wait(lambda: not widget.busy)
-    assert "my-noise" in dn_core.model_names(), widget.status.value
+    best = max(score for _, score in widget.curve.points)
+    gained = best > widget.curve.points[0][1]
+    assert ("my-noise" in dn_core.model_names()) == widget.use.enabled == gained, widget.status.value
 
 
 def test_bad_material_is_explained(viewer, widget, wait):
@@ -112,24 +157,85 @@ def test_bad_material_is_explained(viewer, widget, wait):
     assert "chosen twice" in widget.status.value
     viewer.add_image(picture()[:100], name="b")
     widget.clean.value = viewer.layers["b"]
-    widget.begin.clicked.emit(True)
-    wait(lambda: not widget.busy)
-    assert "shape" in widget.status.value
+    widget.start()
+    assert widget.status.value == "A has shape (256, 256) and b has shape (100, 256); the same is expected. Crop them alike."
     widget.model_name.value = "../x"
     widget.start()
     assert "../x" in widget.status.value
+    assert left() == []
+
+
+def refused_images(folder: Any) -> tuple[Any, str]:
+    return picture()[:64, :64], "4096 pixels together"
+
+
+def refused_by_the_state(folder: Any) -> tuple[Any, str]:
+    """There is the state of a training that began with other images."""
+    from dn_core.checkpoints import write_tensors
+
+    (folder / "my-noise-training").mkdir(parents=True)
+    state = {"recipe": {"name": "other"}, "data": "other", "precision": "float32", "stage": 0, "start": "", "step": 0}
+    path = folder / "my-noise-training" / "state.safetensors"
+    write_tensors(path, {"network.a": np.zeros(1, np.float32)}, {"dn_resnet_training": json.dumps(state)})
+    return picture()[:128, :128], "unfinished training my-noise on other images"
+
+
+def refused_name(folder: Any) -> tuple[Any, str]:
+    """There is a model of this name that nobody trained here."""
+    folder.mkdir(parents=True)
+    (folder / "my-noise.safetensors").write_bytes(b"a model")
+    return picture()[:128, :128], "a model of this name"
+
+
+@pytest.mark.parametrize("why", [refused_images, refused_by_the_state, refused_name])
+def test_a_training_that_is_refused_leaves_no_copy_of_the_images(viewer, widget, wait, why):
+    clean, words = why(trainings_folder())
+    before = left()
+    viewer.add_image(clean + noisy(picture())[: len(clean), : len(clean)] % 7, name="noisy")
+    viewer.add_image(clean, name="clean")
+    widget.noisy.value, widget.clean.value = viewer.layers["noisy"], viewer.layers["clean"]
+    widget.begin.clicked.emit(True)
+    assert widget.busy
+    wait(lambda: not widget.busy)
+    assert words in widget.status.value
+    assert left() == before
+
+
+def test_a_copy_that_cannot_be_finished_is_removed(viewer, widget, wait, slow):
+    viewer.add_image(slow, name="noisy")
+    viewer.add_image(np.zeros(slow.shape, np.uint16), name="clean")
+    widget.noisy.value, widget.clean.value = viewer.layers["noisy"], viewer.layers["clean"]
+    widget.begin.clicked.emit(True)
+    wait(lambda: any(name.startswith("noisy") for name in copies()))
+    viewer.window.remove_dock_widget(widget.native)
+    wait(lambda: widget.job is None)
+    assert left() == []
+
+
+def test_copies_of_a_program_that_was_killed_are_removed_and_those_in_use_are_not(widget):
+    script = "import os, pathlib, sys; from napari_dnresnet.copies import Copy; Copy(pathlib.Path(sys.argv[1]), 'dead'); os._exit(9)"
+    subprocess.run([sys.executable, "-c", script, str(trainings_folder())], check=False, timeout=60)
+    here = Copy(trainings_folder(), "alive")
+    with pytest.raises(BlockingIOError, match="another window is training alive"):
+        Copy(trainings_folder(), "alive")
+    assert left() == ["alive-images", "dead-images"]
+    remove_abandoned(trainings_folder())
+    assert left() == ["alive-images"]
+    here.remove()
+    assert left() == []
 
 
 def test_a_training_that_is_killed_is_told_and_goes_on(viewer, widget, wait):
     viewer.add_image(noisy(picture()), name="noisy")
     viewer.add_image(picture(), name="clean")
-    widget.noisy.value, widget.clean.value, widget.minutes.value = viewer.layers["noisy"], viewer.layers["clean"], 3
+    widget.noisy.value, widget.clean.value, widget.minutes.value = viewer.layers["noisy"], viewer.layers["clean"], 1
     assert widget.way.value == PAIR
     begin(widget, wait)
     os.kill(widget.child.process.processId(), signal.SIGKILL)
     wait(lambda: not widget.busy)
     assert "press Train to go on" in widget.status.value
-    begin(widget, wait)
+    assert copies() == []
+    begin(widget, wait, points=2)
     widget.stop.clicked.emit(True)
     wait(lambda: not widget.busy)
     assert "my-noise" in dn_core.model_names()
@@ -152,6 +258,7 @@ def test_closing_ends_the_child(viewer, widget, wait, how):
     while os.path.exists(f"/proc/{process}") and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not os.path.exists(f"/proc/{process}")
+    assert left() == ["my-noise-training"]
 
 
 @pytest.mark.slow
@@ -162,14 +269,14 @@ def test_the_program_ends_cleanly_after_a_training(dock):
         from qtpy.QtWidgets import QApplication
         viewer = napari.Viewer(show=True)
         viewer.add_image(np.ones((64, 64)), name="noisy")
-        viewer.add_image(np.ones((32, 32)), name="clean")
+        viewer.add_image(np.ones((64, 64)), name="clean")
         widget = viewer.window.add_plugin_dock_widget("napari-dnresnet", "Train denoiser")[1]
         widget.noisy.value, widget.clean.value = viewer.layers
         widget.begin.clicked.emit(True)
         assert widget.busy
         while widget.busy:
             QApplication.instance().processEvents()
-        assert "shape" in widget.status.value, widget.status.value
+        assert "pixels together" in widget.status.value, widget.status.value
         if {dock == "is removed"}:
             viewer.window.remove_dock_widget(widget.native)
         viewer.close()

@@ -51,7 +51,7 @@ _console = _Messages(stderr=True, highlight=False)
 
 
 @contextlib.contextmanager
-def bar(name: str) -> Iterator[Callable[[int, int], None]]:
+def bar(name: str) -> Iterator[Callable[[float, float], None]]:
     """A progress bar with the time left on a terminal; nothing elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:

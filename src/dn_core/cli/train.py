@@ -66,6 +66,7 @@ def train(
         for item in bank.skipped:
             say(f"skipped {item.path}: {item.reason}")
         last = f", {sum(phase.steps for phase in loaded.last_phases)} in the last stage" if loaded.last_phases else ""
+        last += f", at most {loaded.minutes:g} minutes a stage" if loaded.minutes else ""
         say(
             f"{loaded.name}: {len(bank.images)} images, {len(bank.held_out)} held out, "
             f"{len(bank.skipped)} files skipped, {loaded.steps} steps{last}"
@@ -79,8 +80,8 @@ def train(
             return
         with bar("training") as advance, contextlib.closing(training) as progress:
             for step in progress:
-                advance(step.done, step.total)
-                if step.path is None and (step.done % loaded.epoch == 0 or step.done == step.total):
+                advance(step.part, 1.0)
+                if step.epoch_ended and step.path is None:
                     score = "" if step.psnr is None else f"held-out PSNR {step.psnr:.2f} dB, "
                     stage = f"stage {step.stage + 1} of {step.stages}, " if step.stages > 1 else ""
                     say(
@@ -106,7 +107,7 @@ def finetune(
     start: Annotated[str | None, typer.Option(help="A name from 'dn-resnet models', or a model file, to adapt.")] = None,
     name: Annotated[str, typer.Option(help="Name of the new model.")] = "finetuned",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of training; 1500 without --minutes.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="About how long to train.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="How long to train; with --steps, whichever comes first.")] = None,
     device: Device = "cpu",
     threads: Threads = 1,
     allow: Allow = None,
@@ -116,7 +117,8 @@ def finetune(
 ) -> None:
     """Adapt a model to your own images: noisy and clean pairs, repeats of a scene, or clean images and their noise.
 
-    The file holds the best weights so far at any time, those at the start included. The same command again goes on where it was stopped.
+    The file holds the best weights so far at any time; where nothing does better than the model at the start, there is no file. The same
+    command again goes on where it was stopped, with --minutes for what is left of them.
     """
     with explained(debug), _driven(json_lines, control, threads) as driver:
         from dn_core.training.finetune import finetune_steps, images_from, training_folder
@@ -135,13 +137,14 @@ def finetune(
         say(f"{name}: {told['scenes']} scenes, {told['images']} images, black {images.black:g}, white {images.white:g} grey levels")
         with bar("training") as advance, contextlib.closing(training) as progress:
             for step in progress:
-                advance(step.done, step.total)
+                advance(step.part, 1.0)
                 if step.psnr is not None:
+                    of = f" of {'about ' * (minutes is not None)}{step.total}" if step.total else ""
                     left = "" if step.done == 0 else f", {step.seconds_left / 60:.1f} min left"
-                    say(f"step {step.done} of {step.total}: held-out PSNR {step.psnr:.2f} dB (best {step.best_psnr:.2f}){left}")
-        gain = step.best_psnr - step.start_psnr
-        say(f"{gain:+.2f} dB after {step.best_step} steps" if step.best_step else "kept the starting weights, as nothing did better")
-        typer.echo(step.path)
+                    say(f"step {step.done}{of}: held-out PSNR {step.psnr:.2f} dB (best {step.best_psnr:.2f}){left}")
+        say(step.outcome)
+        if step.path is not None:
+            typer.echo(step.path)
 
 
 def _noise_table(kind: str | None, sigma: float | None, peak: float | None) -> dict[str, Any] | None:

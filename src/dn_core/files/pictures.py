@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dn_core.errors import ImageFileError
 from dn_core.files.image import ImageFile, Target, check_written, printable, reading
 from dn_core.files.picture_metadata import chunks_of, density, exif_of_words, jpeg_segments, read_metadata, with_chunks, with_segments
+from dn_core.files.png import check_chunks
 from dn_core.files.shown import turned
 from dn_core.safe_write import replaced_file
 
@@ -29,6 +30,8 @@ def open_picture(path: Path) -> ImageFile:
     from PIL import Image
 
     with reading(path), Image.open(path, formats=("PNG", "JPEG", "MPO")) as picture:
+        if picture.format == "PNG":
+            check_chunks(path)
         if picture.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
             raise ImageFileError(f"{printable(path)} has {picture.mode} colours; grey, RGB or RGBA is expected. Convert it to RGB first.")
         frames = getattr(picture, "n_frames", 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import errno
+import itertools
 import logging
 import math
 import re
@@ -183,6 +185,8 @@ def _check_segments(path: Path, series: TiffPageSeries, pages: list[Any], missin
     """Refuse strips and tiles that lie outside the file or would decode to too much; words for those that a sparse file leaves out."""
     size = path.stat().st_size
     nbytes = math.prod(series.shape) * series.dtype.itemsize
+    there = [found for found in pages if found is not None]
+    directories = sorted({7, *(found.offset for found in there), *(tag.valueoffset for tag in series.keyframe.tags)})
     if series.dataoffset is not None:
         if series.dataoffset + nbytes > size:
             raise ImageFileError(
@@ -190,9 +194,14 @@ def _check_segments(path: Path, series: TiffPageSeries, pages: list[Any], missin
             )
         if series.dataoffset == 0:  # the file's own header
             raise ImageFileError(f"{printable(path)} has no pixels: it was never finished. Copy it again or export it again.")
+        _check_apart(path, directories, [(series.dataoffset, nbytes)])
         return ""
     page = series.keyframe
     segments = math.prod(page.chunked)
+    if int(page.compression) in (2, 3, 4) and page.bitspersample != 1:
+        raise ImageFileError(
+            f"{printable(path)} is damaged: {page.bitspersample} bits in a compression for 1. Copy it again or export it again."
+        )
     if int(page.compression) != 1:
         largest = math.prod(page.chunks) * series.dtype.itemsize
         if largest > MAX_SEGMENT_BYTES:
@@ -205,8 +214,11 @@ def _check_segments(path: Path, series: TiffPageSeries, pages: list[Any], missin
                 f"{printable(path)} claims {nbytes} bytes of pixels in a file of {size} bytes; it is damaged or no real image."
             )
     needed = -(-page.imagelength * page.imagewidth * page.samplesperpixel * page.bitspersample // 8)
-    there = [found for found in pages if found is not None]
     absent = sum(_check_page(path, found, size, segments, needed if page.is_contiguous else 0) for found in there)
+    places = [place for found in there for place in zip(found.dataoffsets, found.databytecounts, strict=False) if place[1]]
+    _check_apart(path, directories, places)
+    if int(page.compression) == 1:
+        _check_overlap(path, places)
     words = share(absent, segments * len(there), "tiles" if page.is_tiled else "strips") if absent else ""
     if absent and missing == "refuse":
         raise ImageFileError(f'{printable(path)} lacks {words}. Copy it again, or have them read as a fill value with missing="fill".')
@@ -222,9 +234,11 @@ def _check_page(path: Path, page: Any, size: int, segments: int, needed: int) ->
     """Refuse what contradicts itself; how many strips or tiles are left out, which have no bytes."""
     offsets, counts = page.dataoffsets, page.databytecounts
     joined = page.is_contiguous and len(offsets) == 1  # tifffile joins strips that follow each other
-    if (len(offsets) < segments and not joined) or sum(counts) < needed:
+    if (min(len(offsets), len(counts)) < segments and not joined) or sum(counts) < needed:
         raise ImageFileError(f"{printable(path)} is damaged: page {page.index} lacks part of its data. Copy it again or export it again.")
     for offset, count in zip(offsets, counts, strict=False):
+        if not (isinstance(offset, int) and isinstance(count, int) and offset >= 0):
+            raise ImageFileError(f"{printable(path)} is damaged: page {page.index} has data at {offset}. Copy it again or export it again.")
         if offset + count > size:
             raise ImageFileError(
                 f"{printable(path)} is cut off: page {page.index} needs {offset + count} bytes, the file has {size}. Copy it again."
@@ -232,6 +246,21 @@ def _check_page(path: Path, page: Any, size: int, segments: int, needed: int) ->
         if count and not offset:
             raise ImageFileError(f"{printable(path)} is damaged: page {page.index} has data without a place. Export it again.")
     return sum(count == 0 for count in counts)
+
+
+def _check_apart(path: Path, directories: list[int], places: list[tuple[int, int]]) -> None:
+    """Refuse pixels that lie where the file's header or directories do: where they are said to lie is damaged."""
+    for offset, count in places:
+        first = bisect.bisect_left(directories, offset)
+        if first < len(directories) and directories[first] < offset + count:
+            raise ImageFileError(f"{printable(path)} is damaged: pixels are said to lie on a directory, at {offset}. Copy it again.")
+
+
+def _check_overlap(path: Path, places: list[tuple[int, int]]) -> None:
+    """Refuse strips or tiles that share a part of their bytes; equal ones may be stored once."""
+    for (offset, count), (following, _) in itertools.pairwise(sorted(set(places))):
+        if following < offset + count:
+            raise ImageFileError(f"{printable(path)} is damaged: pixels are said to lie where others do, at {following}. Copy it again.")
 
 
 def _kind(tif: TiffFile, series: TiffPageSeries) -> str:

@@ -136,7 +136,6 @@ def train_stages(
         return
     check_trainable(recipe, bank, options.get("device", "cpu"), options.get("workers", ALONE))
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     stages = plan_stages(recipe)
     state = _load_state(folder, recipe, bank, allow)
     previous = _start_network(recipe, start)
@@ -177,7 +176,7 @@ def train_stages(
     total = sum(entry["megapixels"] for entry in state.done)
     steps = state.done[-1]["steps"]
     yield TrainProgress(
-        steps, steps, 0, state.done[-1]["loss"], 0.0, total, 0.0, 0.0, path=path, stage=stages[-1].number, stages=len(stages)
+        steps, steps, 0, state.done[-1]["loss"], 0.0, total, 0.0, 0.0, path=path, stage=stages[-1].number, stages=len(stages), part=1.0
     )
 
 

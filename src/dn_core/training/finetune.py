@@ -1,21 +1,20 @@
 """Adapting a trained model to a lab's own images, without ever ending up with a worse one.
 
-The model one starts from is the first candidate: the file always holds the weights that did best on held-out parts of the images.
+The model one starts from is the first candidate. A file appears when weights do better than it on held-out parts of the images, and always
+holds those that did best; where none do, there is no file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
-import time
+import warnings
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, save_checkpoint
 from dn_core.inference.engines import choose_device
@@ -26,28 +25,26 @@ from dn_core.training.fit import STATE_FILE, TrainProgress, alone_in, resumed_st
 from dn_core.training.lessons import Lessons, Preview
 from dn_core.training.own_images import OwnImages
 from dn_core.training.recipes import Phase, Recipe
-from dn_core.training.run import Run, arrays_of, read_state
+from dn_core.training.run import Run, arrays_of
 
 __all__ = ["FinetuneProgress", "finetune", "finetune_steps", "images_from", "training_folder"]
 
 STEPS = 1500
 BATCH = 8
 LR = 1e-3
-FEWEST_STEPS, MOST_STEPS = 20, 10**6
+MOST_STEPS, MOST_MINUTES = 10**6, 10**6
 SHORTEST_EPOCH, LONGEST_EPOCH = 10, 100
-TRIAL_STEPS, TRIAL_SECONDS = 3, 2.0
 REPORT_SECONDS = 0.5
-TRAINING_PART = 0.85
-"""Of the time, what is left for steps beside scores and saving."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneProgress:
     """Where it is: steps done of total, and how it goes.
 
-    `path` is the file with the best weights so far, there from the first progress on. `psnr` is the last score (there at the start and
-    at the end of each epoch, else None), `start_psnr` that of the model at the start, `best_psnr` and `best_step` belong to the file; all
-    in dB on held-out parts, with 1 for white less black. `preview` comes with each new score.
+    `part` is how much of the steps or of the minutes is over, 0..1; by the clock, `total` is an estimate, 0 before the first step.
+    `path` is the file with the best weights so far, None as long as nothing did better than the model at the start. `psnr` is the last
+    score (there at the start and at the end of each epoch, else None), `start_psnr` that of the model at the start, `best_psnr` the best
+    one, after `best_step` steps; all in dB on held-out parts, with 1 for white less black. `preview` comes with each new score.
     """
 
     done: int
@@ -60,9 +57,20 @@ class FinetuneProgress:
     start_psnr: float
     best_psnr: float
     best_step: int
-    path: Path
+    path: Path | None
     preview: Preview | None = None
     finished: bool = False
+    part: float = 0.0
+
+    @property
+    def outcome(self) -> str:
+        """What came of it so far, in words."""
+        if self.best_step:
+            return f"{self.best_psnr - self.start_psnr:+.2f} dB after {self.best_step} steps"
+        return (
+            f"nothing did better than the model at the start ({self.start_psnr:.2f} dB) in {self.done} steps: there is no new model. Train "
+            "for longer, or on more images."
+        )
 
 
 def finetune(
@@ -77,8 +85,10 @@ def finetune(
     black: float | None = None,
     white: float | None = None,
     **options: Any,
-) -> Path:
+) -> Path | None:
     """Adapt a model to own images and give the file of the best one, ``out/<name>.safetensors``.
+
+    Where nothing did better than the model at the start there is none: None, with a UserWarning.
 
     Give `noisy` and `clean` images of the same scenes, or `repeats` of a scene along `axis`, or `clean` images and their `noise`.
 
@@ -95,11 +105,13 @@ def finetune(
     options
         Those of `finetune_steps`: `start`, `name`, `steps`, `minutes`, ...
     """
-    path = Path(out)
     scale = {"black": black, "white": white}
     images = images_from(noisy=noisy, clean=clean, repeats=repeats, axis=axis, noise=noise, channel_axis=channel_axis, **scale)
+    path, outcome = None, ""
     for progress in finetune_steps(images, out, **options):
-        path = progress.path
+        path, outcome = progress.path, progress.outcome
+    if path is None:
+        warnings.warn(outcome, UserWarning, stacklevel=2)
     return path
 
 
@@ -150,9 +162,10 @@ def finetune_steps(
     save_seconds: float = 30.0,
     allow: tuple[str, ...] = (),
 ) -> Generator[FinetuneProgress]:
-    """Adapt a model step by step; closing the generator is stopping, and the best weights so far are in the file.
+    """Adapt a model step by step; closing the generator is stopping, and the best weights so far are in the file, if any did better.
 
-    What is needed to go on lies in ``out/<name>-training``; a run found there goes on where it was, as in `fit`.
+    What is needed to go on lies in ``out/<name>-training``; a run found there goes on where it was, as in `fit`. What is refused leaves
+    nothing behind.
 
     Parameters
     ----------
@@ -161,9 +174,11 @@ def finetune_steps(
     name
         The new model's name; its file is ``out/<name>.safetensors``.
     steps, minutes
-        When to end; 1500 steps without either. Minutes become steps, once, by a trial of the machine's speed.
+        When to end: whichever comes first, 1500 steps without either. Minutes are those of training, scores and saving included, but not
+        of reading images, nor those in which the caller holds the generator; a training that was stopped goes on for what is left of
+        them. Steps give the same model again, minutes do not.
     allow
-        As in `fit`; with ``"recipe.phases"`` a training can be made longer.
+        As in `fit`; with ``"recipe.phases"`` or ``"recipe.minutes"`` a training can be made longer.
 
     Raises
     ------
@@ -179,29 +194,31 @@ def finetune_steps(
     base = load_checkpoint(path)
     _check_base(base)
     base_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    _check_length(steps, minutes)
     lessons = Lessons(images, base.config)
     folder, model_path = training_folder(out, name), Path(out) / f"{name}.safetensors"
     state_path = folder / STATE_FILE
-    recipe = _recipe(name, base, images, lessons.patch, lr, optimizer, seed)
-    if model_path.exists() and not state_path.exists():
-        raise FileExistsError(17, "there is a model of this name already; choose another name", str(model_path))
-    folder.mkdir(parents=True, exist_ok=True)
+    recipe = _recipe(name, base, images, lessons.patch, lr, optimizer, seed, steps, minutes)
+    run = Run(recipe, lessons, device, precision, first=base.network(), keep_best=True)
+    if not state_path.exists():
+        _check_free(model_path)
+    before = run.denoiser(base.network().state_dict())
+    allow = (*allow, "recipe.epoch") if {"recipe.phases", "recipe.minutes"} & {*allow} else allow
     with alone_in(folder):
-        count = _steps_of(state_path, recipe, lessons, base, device, precision, steps, minutes)
-        recipe = replace(recipe, phases=(replace(recipe.phases[0], steps=count),), epoch=_epoch(count))
-        run = Run(recipe, lessons, device, precision, first=base.network(), keep_best=True)
-        before = run.denoiser(base.network().state_dict())
-        written = -1
-        allow = (*allow, "recipe.epoch") if "recipe.phases" in allow else allow
+        written = 0
         training = resumed_steps(run, state_path, save_seconds, allow=allow, report_seconds=REPORT_SECONDS)
         with contextlib.closing(training):  # before the lock is let go of
             for step in training:
+                if not run.best_step:
+                    _check_free(model_path)
                 if written != run.best_step:
                     save_checkpoint(model_path, _checkpoint(run, lessons, base, base_sha256))
                     written = run.best_step
                 preview = None if step.psnr is None else lessons.preview(before, run.denoiser(), run.device)
-                yield _progress(run, step, model_path, preview)
-        save_checkpoint(model_path, _checkpoint(run, lessons, base, base_sha256))
+                with run.clock.paused():
+                    yield _progress(run, step, model_path, preview)
+        if run.best_step:
+            save_checkpoint(model_path, _checkpoint(run, lessons, base, base_sha256))
     yield replace(_progress(run, step, model_path, None), psnr=None, seconds_left=0.0, finished=True)
 
 
@@ -216,19 +233,47 @@ def _check_base(base: Checkpoint) -> None:
         raise ValueError(f"the model {base.card.name} takes {what}; one that takes single planes alone is expected. Choose another start.")
 
 
-def _recipe(name: str, base: Checkpoint, images: OwnImages, patch: int, lr: float, optimizer: str, seed: int) -> Recipe:
+def _check_free(path: Path) -> None:
+    """Refuse a name whose model is not of this training."""
+    if path.exists():
+        raise FileExistsError(17, "there is a model of this name already; choose another name", str(path))
+
+
+def _check_length(steps: int | None, minutes: float | None) -> None:
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS):
+        raise ValueError(f"steps is {steps!r}; a whole number in 1..{MOST_STEPS} is expected. Change steps.")
+    real = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
+    if minutes is not None and not (real and 0 < minutes <= MOST_MINUTES):
+        raise ValueError(f"minutes is {minutes!r}; a number above 0, at most {MOST_MINUTES}, is expected. Change minutes.")
+
+
+def _recipe(
+    name: str,
+    base: Checkpoint,
+    images: OwnImages,
+    patch: int,
+    lr: float,
+    optimizer: str,
+    seed: int,
+    steps: int | None,
+    minutes: float | None,
+) -> Recipe:
+    """Of so many steps at most, and of so many minutes where they are given."""
+    most = steps or (STEPS if minutes is None else MOST_STEPS)
     return Recipe(
         name=name,
         network=base.config,
         noise=images.noise or ({"kind": images.kind},),
         noise_text=_noise_words(images),
-        phases=(Phase(STEPS, BATCH, patch),),
+        phases=(Phase(most, BATCH, patch),),
         loss_weight="none",
         optimizer=optimizer,
         lr=lr,
         warm_up=50,
         ema=0.99,
+        epoch=min(max(most // 15, SHORTEST_EPOCH), LONGEST_EPOCH),
         seed=seed,
+        minutes=minutes or 0.0,
     )
 
 
@@ -243,50 +288,6 @@ def _noise_words(images: OwnImages) -> str:
     return f"{'Poisson' if kind == 'poisson' else 'Poisson-Gaussian'}, {numbers}"
 
 
-def _steps_of(
-    state_path: Path,
-    recipe: Recipe,
-    lessons: Lessons,
-    base: Checkpoint,
-    device: str,
-    precision: str,
-    steps: int | None,
-    minutes: float | None,
-) -> int:
-    """How many steps: as given, or what the minutes allow, found once for a training and its resumptions."""
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS):
-        raise ValueError(f"steps is {steps!r}; a whole number in 1..{MOST_STEPS} is expected. Change steps.")
-    if minutes is None:
-        return STEPS if steps is None else steps
-    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not (math.isfinite(minutes) and minutes > 0):
-        raise ValueError(f"minutes is {minutes!r}; a number above 0 is expected. Change minutes.")
-    if (found := _steps_in(state_path)) is not None:
-        return found
-    trial = Run(recipe, lessons, device, precision, first=base.network())
-    began = time.monotonic()
-    while trial.step < TRIAL_STEPS or (time.monotonic() - began < TRIAL_SECONDS and trial.step < recipe.steps):
-        trial.advance()
-        if trial.step == TRIAL_STEPS:  # the first ones are slower
-            began = time.monotonic()
-    seconds = (time.monotonic() - began) / max(trial.step - TRIAL_STEPS, 1)
-    count = int(min(max(minutes * 60 * TRAINING_PART / seconds, FEWEST_STEPS), MOST_STEPS))
-    return count if steps is None else min(steps, count)
-
-
-def _steps_in(state_path: Path) -> int | None:
-    """The steps of the training whose state this is."""
-    if not state_path.exists():
-        return None
-    _, state = read_state(state_path)
-    phases = state.get("recipe", {}).get("phases", [])
-    return sum(int(phase["steps"]) for phase in phases) or None
-
-
-def _epoch(steps: int) -> int:
-    """Steps between scores."""
-    return min(max(steps // 15, SHORTEST_EPOCH), LONGEST_EPOCH)
-
-
 def _progress(run: Run, step: TrainProgress, path: Path, preview: Preview | None) -> FinetuneProgress:
     return FinetuneProgress(
         done=step.done,
@@ -299,29 +300,29 @@ def _progress(run: Run, step: TrainProgress, path: Path, preview: Preview | None
         start_psnr=run.start_psnr,
         best_psnr=run.best_psnr,
         best_step=run.best_step,
-        path=path,
+        path=path if run.best_step else None,
         preview=preview,
+        part=step.part,
     )
 
 
 def _checkpoint(run: Run, lessons: Lessons, base: Checkpoint, base_sha256: str) -> Checkpoint:
     """The best weights so far with a card that says where they come from and what they gained."""
-    images, kept = lessons.images, run.best_step == 0
+    images = lessons.images
     what = {"pairs": "noisy and clean pairs", "repeats": "repeats (Noise2Noise)", "clean and noise": "clean images with noise put on"}
-    outcome = "kept the starting weights, as nothing did better" if kept else f"best after {run.best_step} steps"
+    timed = {"minutes": round(run.seconds / 60, 2)} if run.recipe.minutes else {}
     card = Card(
         name=run.recipe.name,
-        description=f"{base.card.name} adapted to own images from {what[images.kind]}; {outcome}.",
+        description=f"{base.card.name} adapted to own images from {what[images.kind]}; best after {run.best_step} steps.",
         noise=run.recipe.noise_text,
         licence=base.card.licence,
         recipe=run.recipe.as_dict(),
         data=images.describe(),
         training={
-            **{"steps": run.step, "best_step": run.best_step, "kept_start": kept, "megapixels": round(run.megapixels, 1)},
+            **{"steps": run.step, "best_step": run.best_step, "megapixels": round(run.megapixels, 1), **timed},
             **{"base": {"name": base.card.name, "sha256": base_sha256}},
             **{"precision": run.precision, "torch": torch.__version__},
         },
         scores={"held_out_psnr_before": round(run.start_psnr, 3), "held_out_psnr": round(run.best_psnr, 3)},
     )
-    weights: dict[str, NDArray[Any]] = base.weights if kept else arrays_of(run.best)
-    return Checkpoint(base.config, weights, card)
+    return Checkpoint(base.config, arrays_of(run.best), card)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,8 +34,9 @@ REPORT_STEPS = 20
 class TrainProgress:
     """Where a training is: steps done of total, and how it goes; in a training of several stages, in which stage (from 0).
 
-    `loss` is a running mean, `epoch_loss` that of the last whole epoch. `psnr` (of held-out images with the recipe's noise) is there at
-    the end of an epoch, `path` (of the finished model) at the end.
+    `part` is how much of the steps or of the minutes is over, 0..1; by the clock, `total` is an estimate, 0 before the first step.
+    `loss` is a running mean, `epoch_loss` that of the last whole epoch. `psnr` (of held-out images with the recipe's noise, where there
+    are some) is there at the end of an epoch, `path` (of the finished model) at the end.
     """
 
     done: int
@@ -50,6 +52,8 @@ class TrainProgress:
     epoch_loss: float = math.nan
     stage: int = 0
     stages: int = 1
+    part: float = 0.0
+    epoch_ended: bool = False
 
 
 def fit(
@@ -70,7 +74,8 @@ def fit(
 
     The state in ``out/state.safetensors`` is saved every `save_seconds`, at the end of each epoch and when the generator is closed or
     fails between two changes of the weights. A run found there goes on where it was; on the CPU with the same number of threads its
-    weights are those of an uninterrupted one.
+    weights are those of an uninterrupted one. A recipe with `minutes` is trained for so long, those before it was stopped included and
+    those in which the caller holds the generator not; two such runs differ.
 
     Parameters
     ----------
@@ -104,14 +109,14 @@ def fit(
     material = CleanImages(bank, noise_from_dict(recipe.noise))
     run = Run(recipe, material, device, precision, stage=stage, first=first, workers=workers)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
-        yield from resumed_steps(run, folder / STATE_FILE, save_seconds, enough, allow)
-        path = folder / f"{recipe.name}.safetensors"
-        save_checkpoint(path, _checkpoint(run, material))
-    yield TrainProgress(
-        run.step, recipe.steps, run.epoch, run.loss, 0.0, run.megapixels, 0.0, 0.0, run.score(), path, epoch_loss=run.epoch_loss
-    )
+        with contextlib.closing(resumed_steps(run, folder / STATE_FILE, save_seconds, enough, allow)) as steps:
+            for step in steps:
+                with run.clock.paused():
+                    yield step
+        path, score = folder / f"{recipe.name}.safetensors", run.score()
+        save_checkpoint(path, _checkpoint(run, material, score))
+    yield replace(_progress(run, 0.0, score), lr=0.0, seconds_left=0.0, path=path, epoch_ended=False)
 
 
 def check_trainable(recipe: Recipe, bank: Bank, device: str = "cpu", workers: Workers = ALONE) -> None:
@@ -144,7 +149,7 @@ def resumed_steps(
     """Go on from the state in `state_path`, if there is one, to the end of the recipe, and save the state there; see `fit`.
 
     A run that keeps the best weights scores its first ones, and tells of them before any step. Between scores it is told of every
-    `REPORT_STEPS` steps, and after `report_seconds`.
+    `REPORT_STEPS` steps, and after `report_seconds`. Whoever hands the progress on pauses the run's clock meanwhile.
     """
     run.resume(state_path, allow)
     try:
@@ -158,52 +163,74 @@ def resumed_steps(
 def _steps(
     run: Run, state_path: Path, save_seconds: float, enough: float | None, allow: tuple[str, ...], report_seconds: float
 ) -> Iterator[TrainProgress]:
-    total = run.recipe.steps
     # A signal may have come after the last step of an epoch and before its score.
-    if run.keep_best and (not run.best or (run.epoch_ends and run.scored_step != run.step)):
+    if run.keep_best and (not run.best or (run.epoch_ended and run.scored_step != run.step)):
         run.score()
     if not state_path.exists():  # before the first progress: what is told of can be gone on with
         run.save(state_path)
     if run.keep_best:
         yield _progress(run, 0.0, run.psnr)
-    began, begun, saved = time.monotonic(), run.megapixels, time.monotonic()
-    reported = began
-    while run.step < total and not (enough is not None and run.epoch_loss <= enough):
+    began, begun = run.clock.seconds, run.megapixels
+    saved = reported = time.monotonic()
+    while not run.over and not (enough is not None and run.epoch_loss <= enough):
         try:
             run.advance()
         except FloatingPointError as error:
             run.go_back(state_path, error, allow)
             continue
-        score = run.score() if run.epoch_ends else None
+        ended = run.epoch_ended
+        score = run.score() if ended else None
         # Workers must all go back to the same step, if they have to.
-        if run.epoch_ends or (run.workers.size == 1 and time.monotonic() - saved > save_seconds):
+        if ended or (run.workers.size == 1 and time.monotonic() - saved > save_seconds):
             run.save(state_path)
             saved = time.monotonic()
-        if run.epoch_ends or run.step % REPORT_STEPS == 0 or time.monotonic() - reported > report_seconds:
-            told = time.monotonic()
-            yield _progress(run, (run.megapixels - begun) / max(told - began, 1e-9), score)
+        if ended or run.step % REPORT_STEPS == 0 or time.monotonic() - reported > report_seconds:
+            yield _progress(run, (run.megapixels - begun) / max(run.clock.seconds - began, 1e-9), score)
             reported = time.monotonic()
-            began += reported - told  # what the caller does with it, such as a pause, is no training
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second training out of the folder."""
+    """Make the folder, and keep a second training out of it; the system lets go of the lock when a process dies.
+
+    A folder that was made here goes again where nothing has come into it.
+    """
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK_FILE, 0, "another training is running in this folder; stop it, or choose another folder"):
-        yield
+        try:
+            yield
+        finally:
+            empty = bool(made) and os.listdir(folder) == [LOCK_FILE]
+    if empty:
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            for part in made:
+                part.rmdir()
 
 
 def _progress(run: Run, speed: float, score: float | None) -> TrainProgress:
-    left = run.megapixels_left / max(speed, 1e-9) if speed else math.nan
     return TrainProgress(
-        run.step, run.recipe.steps, run.epoch, run.loss, run.lr, run.megapixels, speed, left, score, epoch_loss=run.epoch_loss
+        run.step,
+        run.total,
+        run.epoch,
+        run.loss,
+        run.lr,
+        run.megapixels,
+        speed,
+        run.seconds_left(speed),
+        score,
+        epoch_loss=run.epoch_loss,
+        part=run.part,
+        epoch_ended=run.epoch_ended,
     )
 
 
-def _checkpoint(run: Run, material: CleanImages) -> Checkpoint:
+def _checkpoint(run: Run, material: CleanImages, score: float | None) -> Checkpoint:
     """The averaged weights with a card."""
-    recipe, score = run.recipe, run.score()
+    recipe = run.recipe
     together = {"workers": run.workers.size} if run.workers.size > 1 else {}
+    timed = {"minutes": round(run.seconds / 60, 2)} if recipe.minutes else {}
     training = {"steps": run.step, "megapixels": round(run.megapixels, 1), "precision": run.precision, "torch": torch.__version__}
     card = Card(
         name=recipe.name,
@@ -211,7 +238,7 @@ def _checkpoint(run: Run, material: CleanImages) -> Checkpoint:
         noise=recipe.noise_text,
         recipe=recipe.as_dict(),
         data=material.describe(),
-        training={**training, **together},
+        training={**training, **timed, **together},
         scores={} if score is None else {"held_out_psnr": round(score, 3)},
     )
     return Checkpoint(recipe.network, arrays_of(run.average), card)

@@ -64,6 +64,9 @@ class Recipe:
         N(0, 0.001).
     epoch
         Steps between lines of the log.
+    minutes
+        Where it is not 0, a stage ends after so many minutes if its steps have not ended it before; learning rate and phases follow the
+        clock then (`dn_core.training.schedule`), and no two runs have the same weights.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Recipe:
     new_blocks: BlockStart = "identity"
     epoch: int = 1000
     seed: int = 0
+    minutes: float = 0.0
 
     def __post_init__(self) -> None:
         allowed = {
@@ -102,7 +106,7 @@ class Recipe:
         for name in ("name", "description", "noise_text", "start"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; a text is expected. Change the recipe.")
-        reals = (("lr", 1e-9, 1.0), ("ema", 0.0, 0.999999), ("drop", 0.0, 0.99))
+        reals = (("lr", 1e-9, 1.0), ("ema", 0.0, 0.999999), ("drop", 0.0, 0.99), ("minutes", 0.0, 1e6))
         for name, low, high in (*reals, ("warm_up", 0, 10**6), ("epoch", 1, 10**7), ("seed", 0, 2**32)):
             value, whole = getattr(self, name), isinstance(high, int)
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
@@ -153,8 +157,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain data, for a card and to compare with on resuming."""
-        values = asdict(self)
-        return values if self.last_phases else {name: value for name, value in values.items() if name != "last_phases"}
+        unset = {name for name in ("last_phases", "minutes") if not getattr(self, name)}
+        return {name: value for name, value in asdict(self).items() if name not in unset}
 
     def with_steps(self, steps: int) -> Recipe:
         """The same recipe with its phases scaled to `steps` in all, and `last_phases` alike; phases that would get none are left out.

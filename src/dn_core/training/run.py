@@ -29,12 +29,14 @@ from dn_core.noise import Noisy
 from dn_core.training.material import Denoiser, Material
 from dn_core.training.optimizers import build_optimizers
 from dn_core.training.recipes import Recipe
+from dn_core.training.schedule import Clock, Schedule
 from dn_core.training.workers import ALONE, Workers
 
 __all__ = ["Run", "arrays_of", "bfloat16_helps", "check_steps", "differences", "read_state"]
 
 STATE_KEY = "dn_resnet_training"
-COUNTERS = ("step", "loss", "megapixels", "epoch_loss", "epoch_sum", "rate")
+COUNTERS = ("step", "loss", "megapixels", "epochs", "epoch_began", "epoch_loss", "epoch_sum", "rate")
+TIMES = ("seconds", "ending", "epoch_began_at")
 SCORES = ("psnr", "start_psnr", "best_psnr", "best_step", "scored_step")
 WEIGHT_FLOOR = 8 / 255
 AFRESH = "Put back a copy, or remove it to begin afresh."
@@ -51,6 +53,10 @@ class Run:
         With `keep_best` the averaged weights of the highest score so far, which may be the first ones, and when it was.
     psnr
         The last score.
+    clock
+        The seconds of training, of which `seconds` were over after the last step.
+    part
+        How much of the schedule is done, 0..1.
     """
 
     def __init__(
@@ -73,7 +79,9 @@ class Run:
         self.recipe, self.material, self.precision, self.keep_best, self.workers = recipe, material, precision, keep_best, workers
         self.device = torch.device(device)
         self.stage, self.step, self.loss, self.megapixels = stage, 0, math.nan, 0.0
-        self.epoch_loss, self.epoch_sum, self.rate = math.nan, 0.0, 1.0
+        self.epochs, self.epoch_began, self.epoch_loss, self.epoch_sum, self.rate = 0, 0, math.nan, 0.0, 1.0
+        self.schedule, self.clock, self.part = Schedule(recipe), Clock(), 0.0
+        self.seconds, self.ending, self.epoch_began_at, self._scored = 0.0, 0.0, 0.0, False
         self.network = _new_network(recipe)
         if first is None and recipe.start:
             first = registry.load(recipe.start).network()
@@ -93,20 +101,38 @@ class Run:
     @property
     def epoch(self) -> int:
         """Epochs begun."""
-        return -(-self.step // self.recipe.epoch)
+        return self.epochs + (self.step > self.epoch_began)
 
     @property
-    def epoch_ends(self) -> bool:
+    def epoch_ended(self) -> bool:
         """Whether the last step done was the last of its epoch."""
-        return self.step % self.recipe.epoch == 0 or self.step == self.recipe.steps
+        return 0 < self.step == self.epoch_began
+
+    @property
+    def over(self) -> bool:
+        """Whether the last step is done; by the clock there is at least one."""
+        return self.step > 0 and self.part >= 1
 
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""
-        return self.recipe.lr * self.rate * _rate_factor(self.recipe, self.step)
+        return self.recipe.lr * self.rate * self.schedule.rate(self.step, self.part)
 
     @property
-    def megapixels_left(self) -> float:
+    def total(self) -> int:
+        """See `Schedule.total`."""
+        return self.schedule.total(self.step, self.part)
+
+    def seconds_left(self, megapixels_per_second: float) -> float:
+        """Until the last step at this speed, or until the time is over; NaN where neither is known."""
+        by_steps = self._megapixels_left / megapixels_per_second if megapixels_per_second > 0 else math.nan
+        if not self.schedule.seconds:
+            return by_steps
+        by_clock = 0.0 if self.over else max(0.0, self.schedule.seconds - self.clock.seconds)
+        return by_clock if math.isnan(by_steps) else min(by_steps, by_clock)
+
+    @property
+    def _megapixels_left(self) -> float:
         """What the steps to come will have learnt from."""
         left, step = 0.0, self.step
         for phase in self.recipe.phases:
@@ -116,7 +142,8 @@ class Run:
 
     def advance(self) -> float:
         """One step of the optimizers; the loss it saw."""
-        phase = self.recipe.phase_at(self.step)
+        self._begin_step()
+        phase = self.schedule.phase(self.step, self.part)
         workers = self.workers
         rng = np.random.default_rng((self.recipe.seed, self.stage, workers.rank, self.step))
         material = self.material.at(self.step, workers.rank, workers.size)
@@ -124,7 +151,7 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             denoised = self.compute(self._with_map(noisy), means)
         loss = _loss(self.recipe, denoised, clean, noisy.std)
-        factor = self.rate * _rate_factor(self.recipe, self.step)
+        factor = self.rate * self.schedule.rate(self.step, self.part)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
@@ -144,12 +171,37 @@ class Run:
         # At first the mean of all steps, then a running one: a lucky first step would weigh for long.
         self.loss = value if math.isnan(self.loss) else self.loss + (value - self.loss) * max(0.01, 1 / self.step)
         self.epoch_sum += value
-        if self.epoch_ends:
-            mean = self.epoch_sum / ((self.step - 1) % self.recipe.epoch + 1)
-            self.epoch_loss, self.epoch_sum = self.workers.of_first(mean, self.device), 0.0
-            self.workers.check_equal(self.network.state_dict().values(), self.device)
+        self._end_step()
         self.whole = True
         return value
+
+    def _begin_step(self) -> None:
+        """Notice, by the clock, when an epoch begins and how long it took to end the one before."""
+        if self.schedule.seconds and self.step == self.epoch_began:
+            now = self._now()
+            self.ending = now - self.seconds if self._scored else self.ending
+            self.epoch_began_at, self._scored = now, False
+
+    def _end_step(self) -> None:
+        """See how far it is, and end the epoch if it is time."""
+        if self.schedule.seconds:
+            self.seconds = self._now()
+        self.part = self.schedule.part(self.step, self.seconds, self.ending)
+        steps = self.step - self.epoch_began
+        if self.over or self.schedule.epoch_ends(steps, self.seconds - self.epoch_began_at, self.ending):
+            self.epoch_loss, self.epoch_sum = self.workers.of_first(self.epoch_sum / steps, self.device), 0.0
+            self.epochs, self.epoch_began = self.epochs + 1, self.step
+            self.workers.check_equal(self.network.state_dict().values(), self.device)
+
+    def _now(self) -> float:
+        """The first worker's clock: all decide by the same one."""
+        return self.workers.of_first(self.clock.seconds, self.device)
+
+    def _go_on_from(self, seconds: float) -> None:
+        """Set the clock."""
+        self.seconds = seconds
+        self.part = self.schedule.part(self.step, seconds, self.ending)
+        self.clock.start(seconds)
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -186,6 +238,7 @@ class Run:
     def score(self) -> float | None:
         """The score of the averaged weights, remembered if they are the best so far; None without held-out images."""
         score = self.material.score(self.denoiser(), self.device)
+        self._scored = True
         if self.keep_best and score is not None:
             self.psnr, self.scored_step = score, self.step
             if not self.best:
@@ -208,8 +261,9 @@ class Run:
         write_tensors(path, arrays, {STATE_KEY: json.dumps({**state, "sha256": _hash(arrays, state)})})
 
     def resume(self, path: Path, allow: tuple[str, ...]) -> None:
-        """Go on from `path`, if it is there and of the same recipe, data and precision but for what is in `allow`."""
+        """Go on from `path`, if it is there and of the same recipe, data and precision but for what is in `allow`; the clock starts."""
         if not path.exists():
+            self._go_on_from(0.0)
             return
         tensors, found = read_state(path)
         state = {"workers": 1, **found}
@@ -232,19 +286,25 @@ class Run:
             _restore(optimizer, _under(f"optimizer{number}.", values), self.device)
         for name in self._counters():
             setattr(self, name, state.get(name, getattr(self, name)))
+        self._go_on_from(self.seconds)
 
     def go_back(self, path: Path, error: FloatingPointError, allow: tuple[str, ...]) -> None:
         """Go on from the last state saved, at half the learning rate; the second time the error stands."""
         if self.rate < 1:
             raise error
+        seconds = self.clock.seconds
         self.resume(path, allow)
+        self._go_on_from(seconds)  # what is lost has taken its time
         self.rate /= 2
         self.save(path)
         what = str(error).partition(";")[0]
         warnings.warn(f"{what}; going on from step {self.step} at half the learning rate.", RuntimeWarning, stacklevel=4)
 
     def _counters(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in (*COUNTERS, *(SCORES if self.keep_best else ()))}
+        counters = {name: getattr(self, name) for name in (*COUNTERS, *(SCORES if self.keep_best else ()))}
+        if self.schedule.seconds:  # else the same run would never give the same state
+            counters |= {name: getattr(self, name) for name in TIMES} | {"seconds": self.clock.seconds}
+        return counters
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
@@ -325,13 +385,6 @@ def _loss(recipe: Recipe, denoised: Tensor, clean: Tensor, std: Tensor) -> Tenso
     if recipe.loss == "mse":
         return mse(denoised, clean, patch_weight)
     return edge_aware(denoised, clean, recipe.loss, patch_weight=patch_weight)  # type: ignore[arg-type]
-
-
-def _rate_factor(recipe: Recipe, step: int) -> float:
-    warm = min(1.0, (step + 1) / max(recipe.warm_up, 1))
-    if recipe.schedule == "constant":
-        return warm
-    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / recipe.steps))))
 
 
 def _new_network(recipe: Recipe) -> DnResNet:
