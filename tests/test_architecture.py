@@ -22,7 +22,7 @@ PACKAGE = SOURCES / "dn_core"
 FLOORS = [
     [
         *("camera", "comparison", "compression", "errors", "files", "inference.tiling", "losses"),
-        *("memory", "network_config", "networks", "noise", "safe_write"),
+        *("memory", "network_config", "networks", "noise", "processes", "safe_write"),
     ],
     ["checkpoints"],
     ["inference", "models", "training"],
