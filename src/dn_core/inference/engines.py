@@ -8,6 +8,7 @@ of a second instead of several. A test holds it equal to the torch module.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -119,7 +120,7 @@ class OpenVinoEngine:
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
         openvino = import_openvino()
-        self._core = openvino.Core()
+        self._core = _openvino_core()
         reduced = precision == "bfloat16" and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._precision = "bf16" if reduced else "f32"
         self._checkpoint = checkpoint
@@ -183,7 +184,7 @@ class OpenVinoEngine:
         with processes.alone():
             if key not in self._compiled:
                 if self._core is None:
-                    self._core = import_openvino().Core()
+                    self._core = _openvino_core()
                 self._compiled[key] = self._core.compile_model(_openvino_graph(self._checkpoint, shape), "CPU", self._settings(parallel))
                 while len(self._compiled) > MAX_COMPILED:
                     self._compiled.popitem(last=False)
@@ -262,6 +263,19 @@ class TorchEngine:
         raise TileTooLargeError(
             f"a tile of {array.shape[1]}x{array.shape[2]} pixels does not fit into the memory of {self._device}; use a smaller tile."
         )
+
+
+def _openvino_core() -> Any:
+    """A core of its own for each engine, but one for all in a forked process."""
+    return _only_openvino_core(os.getpid()) if processes.forked_with("openvino") else import_openvino().Core()
+
+
+@functools.cache
+def _only_openvino_core(_process: int) -> Any:
+    """Never destroyed: with any core OpenVINO also ends the idle threads of the others, which in a forked process are not there."""
+    core = import_openvino().Core()
+    processes.keep_for_ever(core)
+    return core
 
 
 def _import_without(name: str, other: str) -> None:
