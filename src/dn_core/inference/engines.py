@@ -98,14 +98,15 @@ def build_engine(checkpoint: Checkpoint, device: str, precision: Precision) -> E
 
 
 def import_openvino() -> Any:
-    """OpenVINO without its telemetry, which looks a name up, writes into the home folder and starts a process when it is imported.
+    """OpenVINO, with ``opset13`` and without its telemetry.
 
-    Where the telemetry cannot be imported OpenVINO takes a stub of its own. A program that has imported OpenVINO by itself has decided
-    for itself, and nothing is changed.
+    That would look a name up, in a process of its own, and write into the home folder as soon as it is imported. Where it cannot be
+    imported OpenVINO takes a stub. A program that has imported OpenVINO by itself has decided for itself, and nothing is changed.
     """
     if "openvino" not in sys.modules:
         with processes.alone():
             _import_without("openvino", "openvino_telemetry")
+    importlib.import_module("openvino.opset13")
     return importlib.import_module("openvino")
 
 
@@ -359,7 +360,7 @@ def _wait_for_all(busy: deque[tuple[Any, Any, list[Any]]]) -> None:
 def _openvino_graph(checkpoint: Checkpoint, shape: tuple[int, ...]) -> Any:
     """`DnResNet.body` for one input shape ``(inputs, height, width)``, from settings and weights."""
     openvino = import_openvino()
-    ops = importlib.import_module("openvino.opset13")
+    ops = openvino.opset13
     config, weights = checkpoint.config, checkpoint.weights
 
     def convolution(x: Any, name: str) -> Any:
