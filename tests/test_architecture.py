@@ -22,7 +22,7 @@ PACKAGE = SOURCES / "dn_core"
 FLOORS = [
     [
         *("camera", "comparison", "compression", "errors", "files", "inference.tiling", "losses"),
-        *("locks", "memory", "network_config", "networks", "noise", "safe_write"),
+        *("locks", "memory", "network_config", "networks", "noise", "processes", "safe_write"),
     ],
     ["checkpoints"],
     ["inference", "models", "training"],

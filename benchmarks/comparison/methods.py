@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dn_core
+from dn_core.inference.engines import import_openvino
 
 if TYPE_CHECKING:
     from dn_core.evaluation.peers import Peer
@@ -48,9 +49,8 @@ def peer_facts(folder: Path) -> dict[str, dict[str, Any]]:
 
 def peer_in_openvino(peer: Peer, shape: tuple[int, int], precision: str) -> Method:
     """A peer in the engine of `dn_core`, compiled for one (even) shape, with `precision` ``"f32"`` or ``"bf16"``."""
-    import openvino
-    from openvino import opset13 as ops
-
+    openvino = import_openvino()
+    ops = openvino.opset13
     source = ops.parameter([1, 1, *shape], np.float32)
     level = ops.parameter([1, 1, 1, 1], np.float32)
     x = source

@@ -166,7 +166,7 @@ def lap(name):
     laps[name], began = now - began, now
 import dn_core.cli, dn_core.files.tiff, dn_core.inference.denoise
 try:
-    import openvino
+    dn_core.inference.engines.import_openvino()
 except ImportError:
     pass
 lap("imports")

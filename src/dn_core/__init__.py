@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dn_core import processes as _processes  # noqa: F401  # its hooks must be there before the first fork
+
 if TYPE_CHECKING:
     from dn_core.errors import CheckpointError, DnError, ImageFileError, RegistryError, UnknownModelError
     from dn_core.inference.denoise import Model, Progress, denoise, denoise_steps, engine_name, load_model

@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from dn_core.cli import denoise, evaluate, models, train
-from dn_core.cli.console import say, sentence, show_warning
+from dn_core.cli.console import open_closed_streams, say, sentence, show_warning
 from dn_core.cli.signals import end_if_stopped, stop_on_signals
 
 __all__ = ["app", "main"]
@@ -39,6 +39,7 @@ _USAGE_ERROR: type[Any] = typer.BadParameter.__bases__[0]
 
 def main() -> None:
     """Run the command line, with signals and pipes handled as a shell expects."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     warnings.showwarning = show_warning

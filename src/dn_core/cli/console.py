@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from dn_core.cli.signals import end_if_stopped
 
-__all__ = ["FAILURES", "ChannelAxis", "Debug", "bar", "explained", "say", "sentence", "show_warning"]
+__all__ = ["FAILURES", "ChannelAxis", "Debug", "bar", "explained", "open_closed_streams", "say", "sentence", "show_warning"]
 
 # What a bad file or a full machine raises; RuntimeError is how engines say that they cannot go on.
 FAILURES = (ValueError, TypeError, OSError, MemoryError, RuntimeError, ArithmeticError, ImportError)
@@ -48,6 +50,19 @@ class _Messages(Console):
 
 
 _console = _Messages(stderr=True, highlight=False)
+
+
+def open_closed_streams() -> None:
+    """Have a standard stream that is closed (``>&-``; a program without a console) take all and give nothing.
+
+    Otherwise the next file that is opened, perhaps the result, would be what the system takes for that stream.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # until the end
 
 
 @contextlib.contextmanager

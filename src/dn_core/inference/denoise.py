@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import threading
 import time
 import warnings
 from collections.abc import Generator, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dn_core import processes
 from dn_core.checkpoints import Card, Checkpoint
 from dn_core.files.raw import RawArray
 from dn_core.inference.arrays import as_array, axes_of, bytes_of, check_out, kind_of, new_array, to_torch
@@ -76,7 +76,6 @@ class Model:
 
     checkpoint: Checkpoint
     _engines: dict[tuple[str, str], Engine] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def card(self) -> Card:
@@ -98,11 +97,12 @@ class Model:
 
     def engine(self, device: str, precision: Precision) -> Engine:
         """The engine for a device, made once."""
-        with self._lock:
-            key = (device, precision)
-            if key not in self._engines:
-                self._engines[key] = build_engine(self.checkpoint, device, precision)
-            return self._engines[key]
+        key = (device, precision)
+        if key not in self._engines:
+            with processes.alone():
+                if key not in self._engines:
+                    self._engines[key] = build_engine(self.checkpoint, device, precision)
+        return self._engines[key]
 
 
 def load_model(name_or_path: str | Path | None = None) -> Model:

@@ -8,11 +8,12 @@ of a second instead of several. A test holds it equal to the torch module.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import importlib.util
 import os
 import re
 import sys
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,9 +22,19 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dn_core import processes
 from dn_core.checkpoints import Checkpoint
 
-__all__ = ["Engine", "OpenVinoEngine", "Precision", "TileTooLargeError", "TorchEngine", "build_engine", "choose_device"]
+__all__ = [
+    "Engine",
+    "OpenVinoEngine",
+    "Precision",
+    "TileTooLargeError",
+    "TorchEngine",
+    "build_engine",
+    "choose_device",
+    "import_openvino",
+]
 
 Precision = Literal["float32", "bfloat16", "float64"]
 Key = TypeVar("Key")
@@ -69,6 +80,7 @@ def choose_device(device: str | None) -> str:
         return device
     import torch
 
+    _check_not_forked(device)
     kind = device.split(":")[0]
     there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
     if not there:
@@ -85,49 +97,81 @@ def build_engine(checkpoint: Checkpoint, device: str, precision: Precision) -> E
     return TorchEngine(checkpoint, device, precision)
 
 
+def import_openvino() -> Any:
+    """OpenVINO, with ``opset13`` and without its telemetry.
+
+    That would look a name up, in a process of its own, and write into the home folder as soon as it is imported. Where it cannot be
+    imported OpenVINO takes a stub. A program that has imported OpenVINO by itself has decided for itself, and nothing is changed.
+    """
+    if "openvino" not in sys.modules:
+        with processes.alone():
+            _import_without("openvino", "openvino_telemetry")
+    importlib.import_module("openvino.opset13")
+    return importlib.import_module("openvino")
+
+
 class OpenVinoEngine:
-    """The CPU engine. Thread-safe: each run has requests of its own."""
+    """The CPU engine. Thread-safe: each run has requests of its own.
+
+    In a process that was forked from one with OpenVINO it computes in the thread that calls it, as OpenVINO's own threads, of which it
+    keeps some for later use, are not there.
+    """
 
     dtype = np.dtype(np.float32)
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
-        import openvino
-
-        self._core = openvino.Core()
+        openvino = import_openvino()
+        self._core = _openvino_core()
         reduced = precision == "bfloat16" and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._precision = "bf16" if reduced else "f32"
         self._checkpoint = checkpoint
         self._compiled: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._runs: dict[int, tuple[Any, ...]] = {}
+        processes.add_owner(self)
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU, {'bfloat16' if reduced else 'float32'}"
 
     def run(self, work: Work[Key], *, parallel: bool) -> Iterator[tuple[Key, NDArray[Any]]]:
         """See `Engine.run`."""
+        process = os.getpid()
         busy: deque[tuple[Key, Any, list[Any]]] = deque()
         idle: dict[tuple[int, ...], list[Any]] = {}
+        self._runs[id(busy)] = busy, idle
         try:
             for key, array in work:
                 if array.shape not in idle:
                     idle[array.shape] = self._requests(array.shape, parallel)
                 while not idle[array.shape]:
-                    yield _finish(busy)
+                    yield _finish(busy, process)
                 request = idle[array.shape].pop()
-                request.start_async({0: np.ascontiguousarray(array[None], np.float32)})
-                busy.append((key, request, idle[array.shape]))
+                # A forked process has no threads that a fork would have to wait for, and computes right here.
+                with contextlib.nullcontext() if processes.forked_with("openvino") else processes.alone():
+                    request.start_async({0: np.ascontiguousarray(array[None], np.float32)})
+                    busy.append((key, request, idle[array.shape]))
             while busy:
-                yield _finish(busy)
+                yield _finish(busy, process)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
             raise TileTooLargeError("a tile does not fit into memory; use a smaller tile.") from error
         finally:
-            for _, request, _ in busy:
-                with contextlib.suppress(RuntimeError):  # one has failed already, and that is what is told
-                    request.wait()
+            if os.getpid() == process:
+                _wait_for_all(busy)
+                del self._runs[id(busy)]
+
+    def finish(self) -> None:
+        """See `dn_core.processes.ThreadOwner`."""
+        for busy, _ in list(self._runs.values()):
+            _wait_for_all(busy)
+
+    def leave_behind(self) -> None:
+        """See `dn_core.processes.ThreadOwner`."""
+        processes.keep_for_ever(self._core, self._compiled, self._runs)
+        self._core, self._compiled, self._runs = None, OrderedDict(), {}
 
     def memory(self, pixels: int, tiles: int) -> int:
         """See `Engine.memory`: each stream has activations, each request an input and an output beside the image's pixels."""
-        config, streams = self._checkpoint.config, min(tiles, _threads() or _cores())
+        threads = 1 if processes.forked_with("openvino") else _threads() or _cores()
+        config, streams = self._checkpoint.config, min(tiles, threads)
         values = streams * config.live_values + min(tiles, 2 * streams) * (2 * config.inputs + 5)
         return pixels * self.dtype.itemsize * values
 
@@ -138,19 +182,26 @@ class OpenVinoEngine:
 
     def _compile(self, shape: tuple[int, ...], parallel: bool) -> Any:
         key = (shape, parallel)
-        with self._lock:
+        with processes.alone():
             if key not in self._compiled:
-                settings: dict[str, Any] = {
-                    "INFERENCE_PRECISION_HINT": self._precision,
-                    "PERFORMANCE_HINT": "THROUGHPUT" if parallel else "LATENCY",
-                }
-                if threads := _threads():
-                    settings["INFERENCE_NUM_THREADS"] = threads
-                self._compiled[key] = self._core.compile_model(_openvino_graph(self._checkpoint, shape), "CPU", settings)
+                if self._core is None:
+                    self._core = _openvino_core()
+                self._compiled[key] = self._core.compile_model(_openvino_graph(self._checkpoint, shape), "CPU", self._settings(parallel))
                 while len(self._compiled) > MAX_COMPILED:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(key)
             return self._compiled[key]
+
+    def _settings(self, parallel: bool) -> dict[str, Any]:
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self._precision}
+        if processes.forked_with("openvino"):
+            if (_threads() or _cores()) > 1:
+                processes.say_one_thread("OpenVINO")
+            return settings | {"NUM_STREAMS": 0}  # the thread that calls, and none besides
+        settings["PERFORMANCE_HINT"] = "THROUGHPUT" if parallel else "LATENCY"
+        if threads := _threads():
+            settings["INFERENCE_NUM_THREADS"] = threads
+        return settings
 
 
 class TorchEngine:
@@ -159,6 +210,7 @@ class TorchEngine:
     def __init__(self, checkpoint: Checkpoint, device: str, precision: Precision) -> None:
         import torch
 
+        _check_not_forked(device)
         self._device = torch.device(device)
         self._autocast = precision == "bfloat16" and self._device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = torch.float64 if precision == "float64" else torch.float32
@@ -166,11 +218,23 @@ class TorchEngine:
         self._config = checkpoint.config
         self._network = checkpoint.network().to(self._device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.name = f"torch {torch.__version__}, {self._device}, {'bfloat16' if self._autocast else self.dtype}"
+        if self._device.type != "cpu":
+            processes.add_owner(self)
 
     def run(self, work: Work[Key], *, parallel: bool) -> Iterator[tuple[Key, NDArray[Any]]]:
         """See `Engine.run`; tiles are computed one by one."""
+        _check_not_forked(self._device.type)
+        if self._device.type == "cpu":
+            processes.limit_torch_after_fork()
         for key, array in work:
             yield key, self._compute(array)
+
+    def finish(self) -> None:
+        """See `dn_core.processes.ThreadOwner`."""
+
+    def leave_behind(self) -> None:
+        """See `dn_core.processes.ThreadOwner`; what lies on the GPU cannot be reached, nor freed, from here."""
+        processes.keep_for_ever(self._network)
 
     def memory(self, pixels: int, tiles: int) -> int:
         """See `Engine.memory`; what is freed between layers may stay with the allocator."""
@@ -202,6 +266,42 @@ class TorchEngine:
         )
 
 
+def _openvino_core() -> Any:
+    """A core of its own for each engine, but one for all in a forked process."""
+    return _only_openvino_core(os.getpid()) if processes.forked_with("openvino") else import_openvino().Core()
+
+
+@functools.cache
+def _only_openvino_core(_process: int) -> Any:
+    """Never destroyed: with any core OpenVINO also ends the idle threads of the others, which in a forked process are not there."""
+    core = import_openvino().Core()
+    processes.keep_for_ever(core)
+    return core
+
+
+def _import_without(name: str, other: str) -> None:
+    """Import a module that thinks another one is not installed."""
+    before = {other: sys.modules[other]} if other in sys.modules else {}
+    sys.modules[other] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module(name)
+    finally:
+        sys.modules.pop(other, None)
+        sys.modules.update(before)
+
+
+def _check_not_forked(device: str) -> None:
+    """Refuse a GPU that a process used before it forked: its driver does not work in the child."""
+    import torch
+
+    kind = device.split(":")[0]
+    if kind != "cpu" and getattr(torch, kind)._is_in_bad_fork():
+        raise RuntimeError(
+            f"this process was forked from one that uses {kind}, which does not work after a fork; a process started anew is expected. "
+            "Use spawn: multiprocessing.get_context('spawn'), or take device='cpu'."
+        )
+
+
 def _threads() -> int:
     """How many threads the environment asks for; 0 where it does not say."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -224,6 +324,8 @@ def _best_device() -> str:
         return "cpu"
     import torch
 
+    for kind in ("cuda", "mps"):
+        _check_not_forked(kind)
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -237,20 +339,28 @@ def _gpu_may_be_there() -> bool:
     return any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
 
 
-def _finish(busy: deque[tuple[Key, Any, list[Any]]]) -> tuple[Key, NDArray[Any]]:
+def _finish(busy: deque[tuple[Key, Any, list[Any]]], process: int) -> tuple[Key, NDArray[Any]]:
     """Wait for the oldest request, take a copy of its result, and give the request back to its idle list."""
-    key, request, idle = busy.popleft()
+    if os.getpid() != process:
+        raise RuntimeError("this denoising was begun by the process from which this one was forked, and cannot go on here. Begin it anew.")
+    key, request, idle = busy[0]
     request.wait()
+    busy.popleft()  # only now: until then a fork waits for it
     result = request.get_output_tensor().data[0, 0].copy()
     idle.append(request)
     return key, result
 
 
+def _wait_for_all(busy: deque[tuple[Any, Any, list[Any]]]) -> None:
+    for _, request, _ in list(busy):
+        with contextlib.suppress(RuntimeError):  # one has failed already, and that is what is told
+            request.wait()
+
+
 def _openvino_graph(checkpoint: Checkpoint, shape: tuple[int, ...]) -> Any:
     """`DnResNet.body` for one input shape ``(inputs, height, width)``, from settings and weights."""
-    import openvino
-    from openvino import opset13 as ops
-
+    openvino = import_openvino()
+    ops = openvino.opset13
     config, weights = checkpoint.config, checkpoint.weights
 
     def convolution(x: Any, name: str) -> Any:

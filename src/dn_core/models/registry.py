@@ -45,13 +45,31 @@ LOCK_SECONDS = 60.0
 """How long to wait for another process that changes the models folder; each change takes milliseconds."""
 
 
+class _NoHomeError(FileNotFoundError):
+    """Who runs this has no home folder and so no own models: an unknown user number in a container, for one."""
+
+
 def models_folder() -> Path:
-    """Where downloaded and own models lie: ``DN_MODELS``, or a folder in the user's data. It need not exist."""
-    if named := os.environ.get("DN_MODELS"):
-        return Path(named).expanduser().absolute()
+    """Where downloaded and own models lie: ``DN_MODELS``, or a folder in the user's data. It need not exist.
+
+    Raises
+    ------
+    OSError
+        When there is no such folder, as for a user without a home folder.
+    """
     import platformdirs
 
-    return platformdirs.user_data_path("napari-dnresnet", appauthor=False) / "models"
+    named = os.environ.get("DN_MODELS")
+    try:
+        if named:
+            return Path(named).expanduser().absolute()
+        folder = platformdirs.user_data_path("napari-dnresnet", appauthor=False) / "models"
+        if folder.is_absolute():  # older versions of platformdirs give "~/..." where there is no home folder
+            return folder
+    except (OSError, RuntimeError) as error:  # what is relative to a home or working folder that is not there
+        if named:
+            raise FileNotFoundError(2, f"DN_MODELS cannot be followed ({error}); name a folder by its whole path", named) from error
+    raise _NoHomeError(2, "there is no home folder to keep models in; set HOME to one, or name a folder in DN_MODELS", "~")
 
 
 def entries() -> tuple[Entry, ...]:
@@ -347,6 +365,8 @@ def _in_folder() -> tuple[Entry, ...]:
     """The models in the models folder. A damaged list does not keep the bundled ones from being used."""
     try:
         return _read(models_folder()).entries
+    except _NoHomeError:
+        return ()
     except (OSError, RegistryError) as error:
         warnings.warn(f"downloaded and own models are left out: {error}", stacklevel=4)
         return ()
