@@ -19,7 +19,7 @@ from napari_dnresnet.jobs import sentence, time_left
 from napari_dnresnet.layers import Axes, bare, default_axes, highest_level, readable, shown_plane, time_axes
 from napari_dnresnet.models import model_list, model_names
 from napari_dnresnet.preview import Preview, Wish, is_preview
-from napari_dnresnet.results import Plan, Result, discard, empty_target, model_hash, residual_settings, results
+from napari_dnresnet.results import Plan, Result, discard, empty_target, is_residual, model_hash, residual_settings, results
 from napari_dnresnet.settings import preferences
 from napari_dnresnet.stand_ins import StandIns
 
@@ -121,7 +121,7 @@ class DenoiseWidget(Dock):
 
     def _choices_changed(self) -> None:
         if self.layer.value is None:  # the chosen one is gone, and napari selects no other
-            images = [layer for _, layer in self._layers() if results.of(layer) is None]
+            images = [layer for _, layer in self._layers() if results.of(layer) is None and not is_residual(layer)]
             self.layer.value = images[-1] if images else None
         self._refer()
 
@@ -142,7 +142,7 @@ class DenoiseWidget(Dock):
             self._followed = active
             result = results.of(active)
             chosen = active if result is None else result.source
-            if chosen is not None and chosen in self.viewer.layers:
+            if chosen is not None and chosen in self.viewer.layers and not is_residual(chosen):
                 self._adapting = True
                 self.layer.reset_choices()
                 self.layer.value = chosen
@@ -422,8 +422,9 @@ class DenoiseWidget(Dock):
     def _add_residual(self) -> None:
         result = self.result
         if result is not None:
-            residual = result.residual()
+            residual, selected = result.residual(), set(self.viewer.layers.selection)
             self.viewer.add_image(residual, **residual_settings(result, residual))
+            self.viewer.layers.selection = selected  # what the widget is about stays
 
     def _remove_result(self) -> None:
         """Take the result away; what it hid is seen again."""

@@ -196,7 +196,7 @@ class Preview:
         self._job = Job(steps, step=self._receive, failed=self._fail)
 
     def _around(self, wish: Wish) -> Region | None:
-        """What is shown around the preview: nothing where the layer is seen there, otherwise what is on screen and half as much on each side."""
+        """What is shown around it: nothing where the layer is seen there, otherwise what is on screen and half as much on each side."""
         if not shines_through(self.viewer, wish.layer):
             return None
         seen = visible_region(self.viewer, wish.layer, wish.axes, max(highest_level(wish.layer).shape), 1)

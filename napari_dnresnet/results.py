@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-__all__ = ["METADATA", "Plan", "Result", "discard", "empty_target", "model_hash", "residual_settings", "results"]
+__all__ = ["METADATA", "Plan", "Result", "discard", "empty_target", "is_residual", "model_hash", "residual_settings", "results"]
 
 METADATA = "dnresnet"
 """Where a result layer's metadata has its settings, and by which `unique_id` napari knows the layer and its source."""
@@ -401,6 +401,12 @@ def residual_settings(result: Result, residual: Any) -> dict[str, Any]:
         "blending": "translucent",
         "visible": True,
     }
+
+
+def is_residual(layer: Any) -> bool:
+    """Whether a layer is what was taken away, which nobody wants to denoise."""
+    facts = layer.metadata.get(METADATA)
+    return isinstance(facts, dict) and "residual_of" in facts
 
 
 class _Results:

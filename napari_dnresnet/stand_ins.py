@@ -1,7 +1,7 @@
 """Which layer of an image is seen: the image itself, or a result or preview that stands in for it.
 
 Layers that are not opaque, such as the channels of a microscope, are added to what lies under them: an image and its result together are
-twice as bright. What a result or preview hides comes back when that is hidden or removed. A layer that the user shows or hides is left alone.
+twice as bright. What a result or preview hides comes back when that is hidden or removed. What the user shows or hides is left alone.
 """
 
 from __future__ import annotations
