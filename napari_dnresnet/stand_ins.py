@@ -156,7 +156,12 @@ class StandIns:
         for hidden_for in self._hidden_for.values():
             hidden_for.discard(layer)
         _known.pop(layer, None)
-        self._settle()
+        try:
+            self._settle()
+        except RuntimeError as error:
+            # A window that closes takes its layers away one by one, and shows none any more where slicing is asynchronous.
+            if "after shutdown" not in str(error):
+                raise
 
     @contextmanager
     def _by_us(self) -> Iterator[None]:

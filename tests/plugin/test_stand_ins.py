@@ -247,7 +247,11 @@ def test_a_copy_of_a_result_hides_the_source_too(viewer, channels, widget, wait)
     assert shown(viewer) == ["green", "red"]
 
 
-def test_closing_the_viewer_with_hidden_layers_is_quiet(viewer, channels, widget, wait):
+@pytest.mark.parametrize("slicing", ["synchronous", "asynchronous"])
+def test_closing_the_viewer_with_hidden_layers_is_quiet(viewer, channels, widget, wait, monkeypatch, slicing):
+    from napari.settings import get_settings
+
+    monkeypatch.setattr(get_settings().experimental, "async_", slicing == "asynchronous")
     denoise(widget, wait)
     previewed(widget, wait)
     assert shown(viewer) == ["green preview", "red"]
