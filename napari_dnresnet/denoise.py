@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,12 @@ from qtpy.QtWidgets import QApplication
 
 from napari_dnresnet.docks import Dock, side_by_side
 from napari_dnresnet.jobs import sentence, time_left
-from napari_dnresnet.layers import Axes, default_axes, guess_in_words, highest_level, is_zarr, readable, time_axes
+from napari_dnresnet.layers import Axes, bare, default_axes, guess_in_words, highest_level, is_zarr, readable, shown_plane, time_axes
 from napari_dnresnet.models import model_list, model_names
-from napari_dnresnet.preview import Preview, Wish
-from napari_dnresnet.results import METADATA, Plan, Result, discard, empty_target, model_hash, residual_settings
+from napari_dnresnet.preview import Preview, Wish, is_preview
+from napari_dnresnet.results import Plan, Result, discard, empty_target, is_residual, model_hash, residual_settings, results
 from napari_dnresnet.settings import preferences
+from napari_dnresnet.stand_ins import StandIns
 
 if TYPE_CHECKING:
     import napari
@@ -42,14 +44,21 @@ class DenoiseWidget(Dock):
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__(viewer)
-        self._results: list[Result] = []
         self._filling: Result | None = None
+        self._running: tuple[Image, float] | None = None
         self._takes_noise = False
         self._followed: Image | None = None
+        self._adapting = False
+        self._before = False
+        self._about: weakref.ref[Result] | None = None
+        self._compared: StandIns | None = None
+        self._watched: Image | None = None
+        self._typed: weakref.WeakKeyDictionary[Image, str] = weakref.WeakKeyDictionary()
         self.layer = ComboBox(label="Layer", choices=self._layers, nullable=True)
         self.model = ComboBox(label="Model", choices=model_names)
         self.axes = LineEdit(label="Axes")
         self.words = Label(value="")
+        self.about = Label(value="")
         self.noise = FloatSpinBox(label="Noise level", min=0, max=1e9, value=0, step=1, visible=False)
         self.amount = FloatSlider(label="Amount", min=0, max=1, value=1, step=0.01)
         self.fill = CheckBox(text="Leave NaN and infinity as they are", value=False)
@@ -59,13 +68,15 @@ class DenoiseWidget(Dock):
         self.before = PushButton(text="Hold: before")
         self.flicker = PushButton(text="Flicker")
         self.residual = PushButton(text="Residual")
+        self.remove = PushButton(text="Remove result")
         self.copy_python = PushButton(text="Copy as Python")
         self.copy_command = PushButton(text="Copy as command")
         self.arrange(
             *(self.layer, self.axes, self.words, self.model, self.noise, self.amount, self.fill, self.preview_on),
             side_by_side(self.run, self.stop),
-            *(self.bar, self.status),
-            side_by_side(self.before, self.flicker, self.residual),
+            *(self.bar, self.status, self.about),
+            side_by_side(self.before, self.flicker),
+            side_by_side(self.residual, self.remove),
             side_by_side(self.copy_python, self.copy_command),
         )
         self.preview = Preview(viewer, self._wish, self.tell, preferences().preview, self.native)
@@ -78,7 +89,7 @@ class DenoiseWidget(Dock):
 
     def _connect(self) -> None:
         self.layer.changed.connect(self._layer_changed)
-        self.axes.changed.connect(self._axes_changed)
+        self.axes.changed.connect(self._axes_typed)
         self.model.changed.connect(self._model_changed)
         for widget in (self.noise, self.fill):
             widget.changed.connect(self.preview.refresh)
@@ -86,24 +97,33 @@ class DenoiseWidget(Dock):
         self.preview_on.changed.connect(self._preview_changed)
         self.run.clicked.connect(self.start)
         self.stop.clicked.connect(self.cancel)
-        self.before.native.pressed.connect(lambda: self._show_result(False))
-        self.before.native.released.connect(lambda: self._show_result(True))
+        self.before.native.pressed.connect(lambda: self._compare(before=True))
+        self.before.native.released.connect(self._restore)
         self.flicker.native.setCheckable(True)
         self.flicker.native.toggled.connect(self._flicker)
         self.residual.clicked.connect(self._add_residual)
+        self.remove.clicked.connect(self._remove_result)
         self.copy_python.clicked.connect(lambda: self._copy("python"))
         self.copy_command.clicked.connect(lambda: self._copy("command"))
         self._timer.timeout.connect(self._tick)
         self.viewer.layers.selection.events.active.connect(self._follow)
         self.viewer.layers.events.removed.connect(self._layer_removed)
         model_list.changed.connect(self._models_changed)
+        results.changed.connect(self._results_changed)
 
     # What is chosen
 
+    def reset_choices(self, *args: Any) -> None:
+        """See Dock; what changes by itself is not what the user has chosen."""
+        before, self._adapting = self._adapting, True
+        super().reset_choices(*args)
+        self._adapting = before
+
     def _choices_changed(self) -> None:
         if self.layer.value is None:  # the chosen one is gone, and napari selects no other
-            images = [layer for _, layer in self._layers() if METADATA not in layer.metadata]
+            images = [layer for _, layer in self._layers() if results.of(layer) is None and not is_residual(layer)]
             self.layer.value = images[-1] if images else None
+        self._refer()
 
     def _models_changed(self) -> None:
         if not self._alive:
@@ -114,41 +134,99 @@ class DenoiseWidget(Dock):
             self.tell(f"The model {before} is gone; {self.model.value} is chosen now.")
 
     def _follow(self, event: Any = None) -> None:
-        """Take the layer that is selected, unless it is one of our own results."""
-        active = self.viewer.layers.selection.active
-        if not self._alive or active not in [layer for _, layer in self._layers()] or METADATA in active.metadata:
+        """Take the layer that is selected, or the one whose result is."""
+        active = self.viewer.layers.selection.active if self._alive else None
+        if is_preview(active):  # it comes and goes, and the selection with it for a moment
             return
-        if active == self._followed:  # a preview that comes or goes changes the selection for a moment
-            return
-        self._followed = active
-        self.layer.reset_choices()
-        self.layer.value = active
+        if active is not None and active != self._followed and active in [layer for _, layer in self._layers()]:
+            self._followed = active
+            result = results.of(active)
+            chosen = active if result is None else result.source
+            if chosen is not None and chosen in self.viewer.layers and not is_residual(chosen):
+                self._adapting = True
+                self.layer.reset_choices()
+                self.layer.value = chosen
+                self._adapting = False
+        self._refer()
 
     @property
     def result(self) -> Result | None:
-        """The result of the chosen layer, or whose layer it is; the latest one."""
-        layer = self.layer.value
-        if layer is None:
-            return None
-        return next((result for result in reversed(self._results) if layer in (result.layer, result.source)), None)
+        """What amount, comparing, residual and code are about: the selected result, otherwise the latest of the chosen layer."""
+        return results.of(self.viewer.layers.selection.active) or self._latest(self.layer.value)
+
+    def _latest(self, layer: Image | None) -> Result | None:
+        """The latest result of a layer, or whose layer it is."""
+        layer, here = bare(layer), reversed(results.within(self.viewer))
+        return None if layer is None else next((result for result in here if layer in (result.layer, result.source)), None)
+
+    def _refer(self) -> None:
+        """Show what the widget is about now."""
+        if not self._alive:
+            return
+        result, before = self.result, self._about and self._about()
+        if result is not before:
+            self._about = None if result is None else weakref.ref(result)
+            self._stop_comparing()
+            if result is not None and result.finished:
+                self._show_amount(result)
+                if self.job is None and result.summary:
+                    self.tell(result.summary)
+        self._show_state()
+
+    def _show_amount(self, result: Result) -> None:
+        with self.amount.changed.blocked():
+            self.amount.value = result.amount
+        self.preview.set_amount(result.amount)
+
+    def _results_changed(self) -> None:
+        """A result has changed, perhaps by another dock."""
+        if not self._alive:
+            return
+        result = self.result
+        if result is not None and result.amount != self.amount.value and self._about is not None and result is self._about():
+            self._show_amount(result)
+        self._refer()
 
     def _layer_changed(self, *_: Any) -> None:
         layer = self.layer.value
+        selected = results.of(self.viewer.layers.selection.active)
+        if not self._adapting and selected is not None and bare(layer) not in (selected.layer, selected.source):
+            latest = self._latest(layer)  # chosen here, so that the selected result is not meant any more
+            self.viewer.layers.selection.active = layer if latest is None else latest.layer
+        self._watch(layer)
         self._stop_comparing()
-        if self.result is not None:
-            with self.amount.changed.blocked():
-                self.amount.value = self.result.amount
-            self.preview.set_amount(self.amount.value)
-        if layer is None:
-            self.axes.value, self.words.value = "", "Open an image, or File > Open Sample > DnResNet."
-        else:
-            data = highest_level(layer)
-            self.axes.value = default_axes(tuple(map(str, layer.axis_labels)), tuple(data.shape), layer.rgb, time_axes(layer))
-            self._axes_changed()
+        self._show_axes()
         self.preview.refresh()
-        self._show_state()
+        self._refer()
 
-    def _axes_changed(self, *_: Any) -> None:
+    def _watch(self, layer: Image | None) -> None:
+        """Follow what changes the axes of the chosen layer."""
+        for watched, act in ((self._watched, "disconnect"), (layer, "connect")):
+            for name in ("data", "axis_labels", "units") if watched is not None else ():
+                getattr(getattr(watched.events, name), act)(self._show_axes)
+        self._watched = layer
+
+    def _show_axes(self, event: Any = None) -> None:
+        """Each layer has its own axes: as they were typed for it, as long as they fit, otherwise as its labels say."""
+        layer = self.layer.value
+        if layer is None:
+            text, self.words.value = "", "Open an image, or File > Open Sample > DnResNet."
+        else:
+            shape = tuple(highest_level(layer).shape)
+            typed = self._typed.get(bare(layer), "")
+            labels = tuple(map(str, layer.axis_labels))
+            text = typed if len(typed) == len(shape) else default_axes(labels, shape, layer.rgb, time_axes(layer))
+        with self.axes.changed.blocked():
+            self.axes.value = text
+        if layer is not None:
+            self._axes_changed()
+
+    def _axes_typed(self, text: str) -> None:
+        if self.layer.value is not None:
+            self._typed[bare(self.layer.value)] = text
+        self._axes_changed()
+
+    def _axes_changed(self) -> None:
         try:
             axes = self.chosen_axes()
         except ValueError as error:
@@ -207,20 +285,25 @@ class DenoiseWidget(Dock):
             self._failed(error)
             return
         self._stop_comparing()
+        self._running = (source, self.amount.value)
         self._filling = self._add(plan, target, source) if large else None
         self._show_after = self._refresh_after = 0.0
         self.tell("Starting the engine ...")
         self.work(lambda: _denoising(plan, target), lambda step: self._progress(plan, source, step), name=f"denoise {plan.name}")
 
     def _add(self, plan: Plan, whole: Any, source: Image) -> Result:
-        """Add a result's layer."""
+        """Add a result's layer; napari selects it, unless the user has turned to something else."""
+        selected = set(self.viewer.layers.selection)
+        family = [source, *(result.layer for result in results.within(self.viewer) if result.source is bare(source))]
         result = Result.added(self.viewer, plan, whole, source)
-        self._results.append(result)
+        if any(layer not in family for layer in selected):
+            self.viewer.layers.selection = selected
         return result
 
     def _progress(self, plan: Plan, source: Image, step: Progress | Finished) -> None:
         if isinstance(step, Finished):
-            self._finish(self._filling or self._add(plan, step.result, source), step)
+            there = source if source in self.viewer.layers else None
+            self._finish(self._filling or self._add(plan.renewed(there), step.result, source), step)
             return
         began = time.monotonic()
         if began > self._show_after:
@@ -237,16 +320,28 @@ class DenoiseWidget(Dock):
         result.finished, self._filling = True, None
         result.layer.refresh()
         options = {key: value for key, value in result.plan.options.items() if value is not None}
-        result.note(**options, model_sha256=facts.sha256, axes=result.plan.axes.letters, engine=facts.engine)
-        if self.amount.value != 1:
-            result.set_amount(self.amount.value, self._shown_plane(result))
         megapixels = math.prod(result.plan.axes.shape) / 1e6
         rate = megapixels / max(facts.seconds, 1e-9)
-        told = f" {facts.missing}." if facts.missing else ""
-        self.tell(f"{options['model']} on {facts.engine}: {facts.seconds:.2g} s, {rate:.3g} megapixels per second.{told}")
+        said = f"{options['model']} on {facts.engine}: {facts.seconds:.2g} s, {rate:.3g} megapixels per second."
+        missing = f"{facts.missing}." if facts.missing else ""
+        result.summary = " ".join(filter(None, (said, missing, self._changes(result))))
+        amount = 1.0 if self._running is None else self._running[1]
+        result.note(**options, model_sha256=facts.sha256, axes=result.plan.axes.letters, engine=facts.engine)
+        if amount != 1:
+            result.set_amount(amount, self._shown_plane(result))
+        if result is self.result:
+            self._show_amount(result)
+        self.tell(result.summary)
         model_list.note_run(facts.sha256, megapixels, rate, facts.engine)
-        if self.preview.on:
+        if self.preview.on and bare(self.layer.value) is result.source:
             self.preview_on.value = False
+
+    def _changes(self, result: Result) -> str:
+        """What has happened to the layer since the run began."""
+        name = result.plan.name
+        if result.source is None or result.source not in self.viewer.layers:
+            return f"The layer {name} is gone; its result is here."
+        return "" if result.plan.is_of(result.source) else f"The layer {name} has other pixels now; this is the result of those before."
 
     def _failed(self, error: Exception) -> None:
         if not self._alive:
@@ -260,6 +355,7 @@ class DenoiseWidget(Dock):
     def _work_stopped(self) -> None:
         if self.job is not None and self.job.cancelled:
             self._drop_unfinished()
+        self._running = None
         super()._work_stopped()
 
     def _drop_unfinished(self) -> None:
@@ -267,23 +363,25 @@ class DenoiseWidget(Dock):
         result, self._filling = self._filling, None
         if result is None:
             return
-        self._results = [other for other in self._results if other is not result]
-        if self._alive and result.layer in self.viewer.layers:
-            self.viewer.layers.remove(result.layer)
+        layer = result.layer
+        results.forget(result)
+        if self._alive and layer in self.viewer.layers:
+            self.viewer.layers.remove(layer)
         discard(result.whole)
 
     # After the run
 
     def _amount_changed(self, amount: float) -> None:
         self.preview.set_amount(amount)
-        if self.result is not None and self.result.finished:
-            self.result.set_amount(amount, self._shown_plane(self.result))
+        result = self.result
+        if self._running is not None and bare(self.layer.value) is bare(self._running[0]):
+            self._running = (self._running[0], amount)
+        if result is not None and result.finished:
+            result.set_amount(amount, self._shown_plane(result))
 
     def _shown_plane(self, result: Result) -> tuple[int, ...]:
         """The index of the plane on screen in the axes before rows and columns."""
-        axes = result.plan.axes
-        point = np.round(result.layer.world_to_data(self.viewer.dims.point)).astype(int)[: axes.spatial[0]]
-        return tuple(int(min(max(at, 0), extent - 1)) for at, extent in zip(point, axes.shape, strict=False))
+        return shown_plane(result.layer, self.viewer.dims, result.plan.axes)
 
     def _preview_changed(self, on: bool) -> None:
         self.preview.set_amount(self.amount.value)
@@ -291,40 +389,64 @@ class DenoiseWidget(Dock):
         (self.preview.start if on else self.preview.stop)()
         self._show_state()
 
-    def _show_result(self, visible: bool) -> None:
-        for layer in (self.result.layer if self.result else None, self.preview.layer):
-            if layer is not None and layer in self.viewer.layers:
-                layer.visible = visible
+    def _compare(self, before: bool) -> None:
+        """Show the original alone, or what is compared with it."""
+        result = self.result
+        after = self.preview.layer if self.preview.layer is not None else result and result.layer
+        if after is None or after not in self.viewer.layers:
+            return
+        source = self.layer.value if result is None or after is self.preview.layer else result.source
+        self._compared = StandIns.of(self.viewer, after)
+        self._compared.show_only(source if before else after)
+
+    def _restore(self) -> None:
+        """Show and hide as before comparing."""
+        compared, self._compared = self._compared, None
+        if compared is not None:
+            compared.restore()
 
     def _flicker(self, on: bool) -> None:
         if on:
+            self._before = False
             self._timer.start(FLICKER)
         else:
             self._timer.stop()
-            self._show_result(True)
+            self._restore()
 
     def _tick(self) -> None:
-        layer = self.result.layer if self.result else self.preview.layer
-        self._show_result(layer is not None and not layer.visible)
+        self._before = not self._before
+        self._compare(self._before)
 
     def _stop_comparing(self) -> None:
         self.flicker.native.setChecked(False)
+        self._restore()
 
     def _add_residual(self) -> None:
         result = self.result
         if result is not None:
-            residual = result.residual()
+            residual, selected = result.residual(), set(self.viewer.layers.selection)
             self.viewer.add_image(residual, **residual_settings(result, residual))
+            self.viewer.layers.selection = selected  # what the widget is about stays
+
+    def _remove_result(self) -> None:
+        """Take the result away; what it hid is seen again."""
+        result = self.result
+        if result is None:
+            return
+        layer, source = result.layer, result.source
+        self.viewer.layers.remove(layer)
+        if source is not None and source in self.viewer.layers:
+            self.viewer.layers.selection.active = source
+        self.tell(f"Removed {layer.name}.")
 
     def code(self, kind: str) -> str:
         """The result, or what is chosen, as Python code or as a command."""
         if self.result is not None:
-            plan, amount = self.result.plan, self.result.amount
-        else:
-            axes = self.chosen_axes()
-            if axes is None:
-                return ""
-            plan, amount = Plan.of(self.layer.value, axes, self.options()), self.amount.value
+            return self.result.as_code(kind, self.viewer)
+        axes = self.chosen_axes()
+        if axes is None:
+            return ""
+        plan, amount = Plan.of(self.layer.value, axes, self.options()), self.amount.value
         return plan.as_python(amount) if kind == "python" else plan.as_command(amount)
 
     def _copy(self, kind: str) -> None:
@@ -338,18 +460,15 @@ class DenoiseWidget(Dock):
     def _layer_removed(self, event: Any) -> None:
         if not self._alive:
             return
-        for result in [result for result in self._results if event.value == result.layer]:
+        result = results.of(event.value)
+        if result is not None:
             result.close()
-            self._results.remove(result)
             if result is self._filling:
                 self.cancel()
-        for result in self._results:
-            if event.value == result.source:
-                result.source = None
         if event.value == self._followed:
             self._followed = None
         self._stop_comparing()
-        self._show_state()
+        self._refer()
 
     # Showing and ending
 
@@ -361,10 +480,13 @@ class DenoiseWidget(Dock):
         self.run.enabled = not self.busy and self.layer.value is not None
         for button in (self.copy_python, self.copy_command):
             button.enabled = self.layer.value is not None or self.result is not None
-        finished = self.result is not None and self.result.finished
+        result = self.result
+        finished = result is not None and result.finished
         for button in (self.before, self.flicker):
             button.enabled = self.preview.on or finished
         self.residual.enabled = finished
+        self.remove.enabled = result is not None
+        self.about.value = f"Result: {_in_words(result)}" if result else ""
 
     def close_down(self) -> None:
         """Stop everything, and take the preview away."""
@@ -374,8 +496,14 @@ class DenoiseWidget(Dock):
             self.preview_on.value = False
             return
         self.preview.abandon()
-        for result in self._results:
+        for result in results.within(self.viewer):
             result.close()
+
+
+def _in_words(result: Result) -> str:
+    """Which result it is."""
+    source = result.source
+    return f"{result.layer.name}, of {result.plan.name if source is None else source.name} with {result.plan.options['model']}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from napari.components import Dims
+    from napari.components import Dims, ViewerModel
     from napari.layers import Image
 
 __all__ = [
     "Axes",
     "LazyArray",
     "Region",
+    "bare",
+    "camera",
+    "canvas",
     "default_axes",
     "highest_level",
     "is_zarr",
     "layer_settings",
     "readable",
     "region_affine",
+    "shown_plane",
     "time_axes",
     "visible_region",
 ]
@@ -208,8 +212,29 @@ class Region:
         """The pixels, with all axes of the array (those of one plane have length 1)."""
         return np.asarray(data[self.index])
 
+    def within(self, other: Region) -> tuple[slice, ...]:
+        """Where these pixels lie among those of another region, colours whole."""
+        pairs = zip(self.index[: len(self.begin)], other.begin, strict=True)
+        return (*(slice(part.start - begin, part.stop - begin) for part, begin in pairs), *self.index[len(self.begin) :])
 
-def visible_region(layer: Image, dims: Dims, axes: Axes, limit: int, step: int = 64) -> Region:
+    def lies_in(self, other: Region) -> bool:
+        """Whether all of these pixels are among those of another region."""
+        pairs = zip(self.index[: len(self.begin)], other.index, strict=False)
+        return all(outer.start <= inner.start and inner.stop <= outer.stop for inner, outer in pairs)
+
+    def grown(self, axes: Axes, limit: int) -> Region:
+        """With half as much again on each side of a plane, where the layer has it, but at most `limit` pixels around the same middle."""
+        begin, index = list(self.begin), list(self.index)
+        for axis in axes.spatial:
+            low, high, extent = index[axis].start, index[axis].stop, axes.shape[axis]
+            margin = (high - low) // 2
+            length = min(high - low + 2 * margin, limit, extent)
+            low = min(max(0, (low + high - length) // 2), extent - length)
+            begin[axis], index[axis] = low, slice(low, low + length)
+        return Region(tuple(index), tuple(begin))
+
+
+def visible_region(viewer: ViewerModel, layer: Image, axes: Axes, limit: int, step: int = 64) -> Region:
     """The part of the current plane that is on screen, at most `limit` pixels on a side, its sides multiples of `step` where it fits.
 
     Raises
@@ -217,15 +242,14 @@ def visible_region(layer: Image, dims: Dims, axes: Axes, limit: int, step: int =
     ValueError
         When the view does not show rows and columns, or nothing of the layer.
     """
-    spatial = axes.spatial
+    dims, spatial = viewer.dims, axes.spatial
     if dims.ndisplay != 2:
         raise ValueError("the preview shows planes, and the view is in 3D; press the cube button for 2D.")
     offset = dims.ndim - layer.ndim
     if {axis - offset for axis in dims.displayed} != set(spatial):
         raise ValueError("the preview shows rows and columns (Y and X), and the view shows other axes; roll the dimensions back.")
-    factor = layer.downsample_factors[layer.data_level] if layer.multiscale else np.ones(layer.ndim)
-    first, last = (np.asarray(corner) * factor for corner in layer.corner_pixels)
-    current = np.round(layer.world_to_data(dims.point)).astype(int)
+    first, last = _corners_on_screen(viewer, layer)
+    current = _shown_point(layer, dims)
     begin, index = [0] * layer.ndim, [slice(None)] * len(axes.shape)
     for axis in range(layer.ndim):
         extent = axes.shape[axis]
@@ -239,6 +263,76 @@ def visible_region(layer: Image, dims: Dims, axes: Axes, limit: int, step: int =
             high = low + 1
         begin[axis], index[axis] = low, slice(low, high)
     return Region(tuple(index), tuple(begin))
+
+
+def shown_plane(layer: Image, dims: Dims, axes: Axes) -> tuple[int, ...]:
+    """The index of the plane on screen, or the one nearest to it, in the axes before rows and columns."""
+    point = _shown_point(layer, dims)[: axes.spatial[0]]
+    return tuple(int(min(max(at, 0), extent - 1)) for at, extent in zip(point, axes.shape, strict=False))
+
+
+def _shown_point(layer: Image, dims: Dims) -> NDArray[np.intp]:
+    """The pixel that the sliders stand at, on the axes that are not displayed; 0 on the others.
+
+    Step by step as napari does it, rounding included: where layers have other units, sliders stand just between the planes of this one too.
+    """
+    offset = dims.ndim - layer.ndim
+    hidden = [axis for axis in range(layer.ndim) if axis + offset not in dims.displayed]
+    inverse = np.linalg.inv(region_affine(layer, (0,) * layer.ndim))
+    linear = inverse[:-1, :-1] @ np.diag(_world_units(layer, dims))
+    world = np.asarray(dims.point)[-layer.ndim :]
+    point = np.zeros(layer.ndim, np.intp)
+    point[hidden] = np.round(world[hidden] @ linear[np.ix_(hidden, hidden)].T + inverse[hidden, -1])
+    return point
+
+
+def _world_units(layer: Image, dims: Dims) -> NDArray[np.float64]:
+    """How many units of the layer one of the viewer's world is, on each axis: napari (since 0.7) converts units that agree in kind."""
+    world = getattr(dims, "units", None)
+    if world is None or len(world) < layer.ndim:
+        return np.ones(layer.ndim)
+    in_base = [[float((1 * unit).to_base_units().magnitude) for unit in units] for units in (world[-layer.ndim :], layer.units)]
+    return np.divide(*in_base)
+
+
+def _corners_on_screen(viewer: ViewerModel, layer: Image) -> NDArray[np.float64]:
+    """The first and the last pixel that is on screen, on the displayed axes, of a multiscale layer in those of the finest level."""
+    units = _world_units(layer, viewer.dims)
+    if np.all(units == 1):
+        factor = layer.downsample_factors[layer.data_level] if layer.multiscale else np.ones(layer.ndim)
+        return np.asarray(layer.corner_pixels) * factor
+    # `corner_pixels` leaves the units out.
+    offset = viewer.dims.ndim - layer.ndim
+    displayed = [axis - offset for axis in viewer.dims.displayed]
+    matrix = region_affine(layer, (0,) * layer.ndim)
+    linear, origin = matrix[np.ix_(displayed, displayed)], matrix[displayed, -1]
+    view = camera(viewer)
+    half = np.asarray(_canvas_size(viewer)) / (2 * view.zoom)
+    on_screen = [np.asarray(view.center)[-2:] + half * side for side in ((-1, -1), (-1, 1), (1, -1), (1, 1))]
+    pixels = np.linalg.solve(linear, (np.asarray(on_screen) * units[displayed] - origin).T)
+    corners = np.zeros((2, layer.ndim))
+    corners[:, displayed] = pixels.min(axis=1), pixels.max(axis=1)
+    return corners
+
+
+def bare(thing: Any) -> Any:
+    """A napari object without the proxy that plugins are given, whose identity is another one each time."""
+    return getattr(thing, "__wrapped__", thing)
+
+
+def canvas(viewer: ViewerModel) -> Any:
+    """What has the viewer's grid, since napari 0.9 an object of its own."""
+    return getattr(viewer, "canvas", viewer)
+
+
+def camera(viewer: ViewerModel) -> Any:
+    """The viewer's camera, since napari 0.9 the scene's."""
+    return getattr(viewer, "scene", viewer).camera
+
+
+def _canvas_size(viewer: ViewerModel) -> tuple[int, int]:
+    """Rows and columns of the canvas."""
+    return viewer.canvas.size if hasattr(viewer, "canvas") else bare(viewer)._canvas_size
 
 
 def _fitted(low: int, high: int, extent: int, limit: int, step: int) -> tuple[int, int]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer
 
 from napari_dnresnet.jobs import Job, sentence
-from napari_dnresnet.layers import Axes, Region, highest_level, layer_settings, region_affine, visible_region
+from napari_dnresnet.layers import Axes, Region, bare, camera, highest_level, layer_settings, region_affine, visible_region
+from napari_dnresnet.stand_ins import StandIns, shines_through
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -20,8 +23,12 @@ __all__ = ["PREVIEW", "Preview", "Wish", "is_preview"]
 
 PREVIEW = "dnresnet preview"
 """Marks a layer as a preview, in its metadata."""
-FOLLOWED = ("data", "contrast_limits", "colormap", "gamma", "scale", "translate", "rotate", "shear", "affine")
+LOOKS = ("contrast_limits", "colormap", "gamma")
+PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")
+FOLLOWED = ("data", "blending", "opacity", *LOOKS, *PLACE)
 """Events of the layer after which its preview is another one."""
+SURROUNDINGS = 4096
+"""Pixels on a side that are shown around the preview of a layer that is hidden meanwhile, at most."""
 DELAY = 60
 """Milliseconds without a change after which the preview is computed."""
 
@@ -43,6 +50,24 @@ class _Shown:
     region: Region
     crop: NDArray[Any]
     denoised: NDArray[Any]
+    around: Region | None = None
+    surroundings: NDArray[Any] | None = None
+
+    @property
+    def place(self) -> Region:
+        """All that is shown, the surroundings if there are any."""
+        return self.around or self.region
+
+    def pixels(self, amount: float) -> NDArray[Any]:
+        """All that is shown."""
+        from dn_core.inference.planes import blend
+
+        inside = blend(self.crop, self.denoised, amount)
+        if self.around is None or self.surroundings is None:
+            return inside
+        pixels = np.array(self.surroundings)
+        pixels[self.region.within(self.around)] = inside
+        return pixels
 
 
 class Preview:
@@ -68,15 +93,15 @@ class Preview:
         self._shown: _Shown | None = None
         self._source: Image | None = None
         self._job: Job | None = None
-        self._amount, self._on = 1.0, False
+        self._amount, self._on, self._alone = 1.0, False, False
         self._timer = QTimer(parent)
         self._timer.setSingleShot(True)
         self._timer.setInterval(DELAY)
         self._timer.timeout.connect(self._compute)
-        self._events = (
-            *(viewer.camera.events.zoom, viewer.camera.events.center),
-            *(viewer.dims.events.current_step, viewer.dims.events.order, viewer.dims.events.ndisplay),
-        )
+        view, dims = camera(viewer).events, viewer.dims.events
+        # The units are those of all layers together; older versions of napari have none.
+        units = (dims.units,) if hasattr(dims, "units") else ()
+        self._events = (view.zoom, view.center, dims.current_step, dims.order, dims.ndisplay, *units)
 
     @property
     def on(self) -> bool:
@@ -130,6 +155,16 @@ class Preview:
         if self._on:
             self._cancel()
             self._timer.start()
+            if self.layer is not None and self._shown is not None and self._shown.around is not None:
+                StandIns.of(self.viewer, self.layer).put_aside(self.layer, self._elsewhere(self._shown))
+
+    def _elsewhere(self, shown: _Shown) -> bool:
+        """Whether the view shows another part of the layer than the preview has."""
+        try:
+            region = visible_region(self.viewer, shown.wish.layer, shown.wish.axes, SURROUNDINGS, 1)
+        except ValueError:
+            return True
+        return not region.lies_in(shown.place)
 
     def set_amount(self, amount: float) -> None:
         """Blend what is computed already."""
@@ -140,7 +175,8 @@ class Preview:
     def _compute(self) -> None:
         try:
             wish = self._wish()
-            region = None if wish is None else visible_region(wish.layer, self.viewer.dims, wish.axes, self.limit)
+            region = None if wish is None else visible_region(self.viewer, wish.layer, wish.axes, self.limit)
+            around = self._around(wish) if wish is not None else None
         except ValueError as error:
             self._hide()
             self._tell(sentence(error))
@@ -153,10 +189,21 @@ class Preview:
             from dn_core.inference.denoise import denoise_steps
 
             crop = region.crop(highest_level(wish.layer))
+            surroundings = None if around is None else around.crop(highest_level(wish.layer))
             for step in denoise_steps(crop, channel_axis=wish.axes.channel_axis, alpha=wish.axes.alpha, **wish.options):
-                yield None if step.result is None else _Shown(wish, region, crop, step.result)
+                yield None if step.result is None else _Shown(wish, region, crop, step.result, around, surroundings)
 
         self._job = Job(steps, step=self._receive, failed=self._fail)
+
+    def _around(self, wish: Wish) -> Region | None:
+        """What is shown around it: nothing where the layer is seen there, otherwise what is on screen and half as much on each side."""
+        if not shines_through(self.viewer, wish.layer):
+            return None
+        seen = visible_region(self.viewer, wish.layer, wish.axes, max(highest_level(wish.layer).shape), 1)
+        around = seen.grown(wish.axes, SURROUNDINGS)
+        if not seen.lies_in(around):
+            self._tell(f"The preview shows the middle {SURROUNDINGS} pixels of what is on screen; zoom in to see all of it.")
+        return around
 
     def _receive(self, shown: _Shown | None) -> None:
         if shown is not None and self._on:
@@ -168,26 +215,37 @@ class Preview:
         self._tell(sentence(error))
 
     def _show(self) -> None:
-        from dn_core.inference.planes import blend
-
         assert self._shown is not None
-        source, region = self._shown.wish.layer, self._shown.region
-        data = blend(self._shown.crop, self._shown.denoised, self._amount)
-        affine = region_affine(source, region.begin)
-        if self.layer is not None and self.layer.rgb == source.rgb and self.layer.ndim == source.ndim:
-            self.layer.data = data
-            self.layer.affine = affine
-            for name in ("contrast_limits", "colormap", "gamma") if not source.rgb else ():
-                setattr(self.layer, name, getattr(source, name))
+        source, alone = self._shown.wish.layer, self._shown.around is not None
+        data, affine = self._shown.pixels(self._amount), region_affine(source, self._shown.place.begin)
+        layer, kind = self.layer, (source.rgb, source.ndim, source.blending)
+        if layer is not None and (layer.rgb, layer.ndim, layer.blending) == kind and alone == self._alone:
+            layer.data = data
+            layer.units = source.units
+            layer.affine = affine
+            for name in LOOKS if not source.rgb else ():
+                setattr(layer, name, getattr(source, name))
+            if alone:
+                layer.opacity = source.opacity
+                StandIns.of(self.viewer, layer).put_aside(layer, False)
             return
         self._hide(keep=True)
-        settings = {
-            key: value for key, value in layer_settings(source).items() if key not in ("scale", "translate", "rotate", "shear", "affine")
-        }
-        settings |= {"name": f"{source.name} preview", "affine": affine, "metadata": {PREVIEW: True}, "visible": True, "opacity": 1.0}
+        self._add(data, affine, source, alone)
+
+    def _add(self, data: NDArray[Any], affine: NDArray[np.float64], source: Image, alone: bool) -> None:
+        """Add a layer, right above its source, which it hides where that would be seen through it."""
+        from napari.layers import Image
+
+        settings = {key: value for key, value in layer_settings(source).items() if key not in PLACE}
+        settings |= {"name": f"{source.name} preview", "affine": affine, "units": source.units, "metadata": {PREVIEW: True}}
         selection = set(self.viewer.layers.selection)
-        self.layer = self.viewer.add_image(data, **settings)
+        layer = Image(data, **(settings if alone else settings | {"opacity": 1.0}))
+        _previews.add(layer)
+        stand_ins = StandIns.of(self.viewer, source)
+        self.viewer.layers.insert(stand_ins.above(source), layer)
         self.viewer.layers.selection = selection
+        self.layer, self._alone = layer, alone
+        stand_ins.add(layer, hide=alone)
 
     def _cancel(self) -> None:
         if self._job is not None:
@@ -210,6 +268,9 @@ class Preview:
             self.refresh()
 
 
+_previews: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
 def is_preview(layer: Any) -> bool:
-    """Whether a layer is a preview, which is not to be denoised itself."""
-    return PREVIEW in layer.metadata
+    """Whether a layer is a preview, which is not to be denoised itself; a copy of one that a user made is none."""
+    return bare(layer) in _previews

@@ -10,25 +10,27 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from psygnal import Signal
 
 from napari_dnresnet.jobs import Job, sentence
-from napari_dnresnet.layers import Axes, highest_level, layer_settings, readable
+from napari_dnresnet.layers import Axes, bare, highest_level, layer_settings, readable
+from napari_dnresnet.stand_ins import StandIns
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-__all__ = ["METADATA", "Plan", "Result", "discard", "empty_target", "model_hash", "residual_settings"]
+__all__ = ["METADATA", "Plan", "Result", "discard", "empty_target", "is_residual", "model_hash", "residual_settings", "results"]
 
 METADATA = "dnresnet"
-"""Where a result layer's metadata has its settings."""
+"""Where a result layer's metadata has its settings, and by which `unique_id` napari knows the layer and its source."""
 LARGE_BYTES = 2**29
 """Results above this, or above a quarter of the free memory, go to a zarr array on disk."""
 SMALL_BYTES = 2**25
@@ -59,6 +61,14 @@ class Plan:
         limits = tuple(layer.contrast_limits_range)
         return cls(data, axes, options, layer.name, layer_settings(layer), limits, layer.source.path, layer.multiscale)
 
+    def is_of(self, layer: Image | None) -> bool:
+        """Whether a layer has the pixels that were to be denoised."""
+        return layer is not None and highest_level(layer) is self.data
+
+    def renewed(self, layer: Image | None) -> Plan:
+        """With the name and the looks that the layer has now, if it is the same image."""
+        return Plan.of(layer, self.axes, self.options) if layer is not None and self.is_of(layer) else self
+
     @property
     def nbytes(self) -> int:
         """Of the result."""
@@ -75,8 +85,8 @@ class Plan:
         """With the axes, for `dn_core.denoise_steps`."""
         return {**self.options, "channel_axis": self.axes.channel_axis, "alpha": self.axes.alpha}
 
-    def as_python(self, amount: float) -> str:
-        """Python code that gives the result's pixels."""
+    def as_python(self, amount: float, note: str = "") -> str:
+        """Python code that gives the result's pixels, after a line that says what is to be done before."""
         image = f"viewer.layers[{self.name!r}].data{'[0]' if self.multiscale else ''}"
         shown = {key: value for key, value in self.options.items() if value is not None and (key, value) != ("nonfinite", "raise")}
         if self.axes.must_be_said:
@@ -86,7 +96,8 @@ class Plan:
         if amount != 1:
             shown["amount"] = amount
         arguments = "".join(f", {key}={value!r}" for key, value in shown.items())
-        return f"import dn_core\n\nimage = {image}\nclean = dn_core.denoise(image{arguments})\n"
+        first = f"# {note}\n" if note else ""
+        return f"{first}import dn_core\n\nimage = {image}\nclean = dn_core.denoise(image{arguments})\n"
 
     def as_command(self, amount: float) -> str:
         """A shell command that makes the result from the layer's file; with a first line that says so where the layer is not a file."""
@@ -186,15 +197,23 @@ def _temporary_store(folder: Path) -> Any:
 class Result:
     """A denoised layer, with all that its amount needs: the original and the whole result.
 
-    `finished` is false while `whole` is being written.
+    It lasts as long as its layer, whatever becomes of the dock that made it: see `results`.
+
+    Attributes
+    ----------
+    finished
+        False while `whole` is being written.
+    summary
+        How it was made, in a sentence.
     """
 
     plan: Plan
     whole: Any
-    layer: Image
-    source: Image | None = None
+    _layer: weakref.ref[Image]
+    _source: weakref.ref[Image] | None = None
     amount: float = 1.0
     finished: bool = False
+    summary: str = ""
     _job: Job | None = field(default=None, repr=False)
     _own: NDArray[Any] | None = field(default=None, repr=False)
     _lazy: Any = field(default=None, repr=False)
@@ -203,14 +222,33 @@ class Result:
 
     @classmethod
     def added(cls, viewer: ViewerModel, plan: Plan, whole: Any, source: Image | None) -> Result:
-        """Add the layer with the whole result."""
-        metadata = {**plan.settings["metadata"], METADATA: {}}
-        settings = {**plan.settings, "name": f"{plan.name} denoised", "visible": True, "metadata": metadata}
-        result = cls(plan, whole, viewer.add_image(whole, **settings), source)
-        if not result.layer.rgb:
-            result.layer.contrast_limits_range = plan.limits_range
-        result.note(amount=1.0)
+        """Add the layer with the whole result, right above its source, which it stands in for."""
+        from napari.layers import Image
+
+        settings = {**plan.settings, "name": f"{plan.name} denoised", "visible": True}
+        layer = Image(whole, **{**settings, "metadata": {**plan.settings["metadata"], METADATA: {}}})
+        if not layer.rgb:
+            layer.contrast_limits_range = plan.limits_range
+        stand_ins = StandIns.of(viewer, source) if source is not None and source in viewer.layers else None
+        result = cls(plan, whole, weakref.ref(layer), None if stand_ins is None else weakref.ref(bare(source)))
+        results.add(layer, result)
+        viewer.layers.insert(len(viewer.layers) if stand_ins is None else stand_ins.above(source), layer)
+        if stand_ins is not None and plan.is_of(source):
+            stand_ins.add(layer)
         return result
+
+    @property
+    def layer(self) -> Image:
+        """Where it is shown."""
+        layer = self._layer()
+        if layer is None:
+            raise ReferenceError(f"the layer of a result of {self.plan.name!r} is gone")
+        return layer
+
+    @property
+    def source(self) -> Image | None:
+        """The layer that was denoised, while it is there."""
+        return None if self._source is None else self._source()
 
     @property
     def busy(self) -> bool:
@@ -225,6 +263,39 @@ class Result:
     def note(self, **facts: Any) -> None:
         """Keep facts in the layer's metadata."""
         self.layer.metadata[METADATA] = {**self.layer.metadata.get(METADATA, {}), **facts}
+        results.changed.emit()
+
+    def as_code(self, kind: str, viewer: ViewerModel) -> str:
+        """The result as Python code or as a command."""
+        source = self.source if self.source in viewer.layers else None
+        if kind == "command":
+            return self.plan.as_command(self.amount)
+        note = ""
+        if source is None:
+            note = f"the layer {self.plan.name!r} is gone: open it again first"
+        elif not self.plan.is_of(source):
+            note = f"the layer {source.name!r} has other pixels now: open the image again first"
+        return replace(self.plan, name=self.plan.name if source is None else source.name).as_python(self.amount, note)
+
+    def copied(self, layer: Image) -> Result | None:
+        """The result of a copy of the layer, for an amount of its own; None where the copy's pixels are others by now."""
+        amount = layer.metadata[METADATA].get("amount")
+        if not isinstance(amount, (int, float)) or not self._is_made_with(amount, layer.data):
+            return None
+        return Result(self.plan, self.whole, weakref.ref(layer), self._source, amount, finished=True, summary=self.summary)
+
+    def _is_made_with(self, amount: float, pixels: Any) -> bool:
+        """Whether pixels are this result with an amount, by the first plane, the middle one and the last."""
+        from dn_core.inference.planes import blend
+
+        if tuple(pixels.shape) != self.plan.axes.shape or pixels.dtype != self.whole.dtype:
+            return False
+        before = self.plan.axes.shape[: self.plan.axes.spatial[0]]
+        for plane in {tuple(0 for _ in before), tuple(extent // 2 for extent in before), tuple(extent - 1 for extent in before)}:
+            expected = blend(np.asarray(readable(self.plan.data)[plane]), np.asarray(self.whole[plane]), amount)
+            if not np.array_equal(np.asarray(pixels[plane]), expected, equal_nan=expected.dtype.kind == "f"):
+                return False
+        return True
 
     def set_amount(self, amount: float, first: tuple[int, ...] = ()) -> None:
         """Blend original and result anew: in memory plane by plane, beginning with plane `first`; on disk when it is looked at."""
@@ -271,7 +342,7 @@ class Result:
 
     def _show(self, now: bool) -> None:
         """Show the pixels; the first time only when all planes are there."""
-        if self._own is None:
+        if self._own is None or self._layer() is None:
             return
         if now and self.layer.data is self._own:
             self.layer.refresh()
@@ -327,8 +398,10 @@ def residual_settings(result: Result, residual: Any) -> dict[str, Any]:
     plane = np.asarray(residual[middle], np.float32)
     spread = float(np.std(plane[np.isfinite(plane)])) if np.isfinite(plane).any() else 0.0
     limit = 3 * spread or 1.0
+    facts = {key: value for key, value in result.layer.metadata[METADATA].items() if key not in ("result", "amount")}
     return {
         **settings,
+        "metadata": {**settings["metadata"], METADATA: {**facts, "residual_of": result.layer.name}},
         "name": f"{result.plan.name} residual",
         "contrast_limits": (-limit, limit),
         "colormap": "gray",
@@ -336,6 +409,71 @@ def residual_settings(result: Result, residual: Any) -> dict[str, Any]:
         "blending": "translucent",
         "visible": True,
     }
+
+
+def is_residual(layer: Any) -> bool:
+    """Whether a layer is what was taken away, which nobody wants to denoise."""
+    facts = layer.metadata.get(METADATA)
+    return isinstance(facts, dict) and "residual_of" in facts
+
+
+class _Results:
+    """All results whose layers are there, for whichever dock asks; a copy of a result's layer is a result too.
+
+    A layer that was saved and opened again is none, whatever its metadata say: the original and the whole result are not there any more.
+    """
+
+    changed = Signal()
+    """There is another one, or one is another than before."""
+
+    def __init__(self) -> None:
+        self._by_layer: weakref.WeakKeyDictionary[Image, Result] = weakref.WeakKeyDictionary()
+        self._strangers: weakref.WeakSet[Image] = weakref.WeakSet()
+
+    def add(self, layer: Image, result: Result) -> None:
+        """Keep a result as long as its layer."""
+        self._by_layer[layer] = result
+        source = result.source
+        result.note(result=str(layer.unique_id), source=None if source is None else str(source.unique_id), amount=result.amount)
+
+    def forget(self, result: Result) -> None:
+        """A result that was not finished."""
+        self._by_layer.pop(result.layer, None)
+        self.changed.emit()
+
+    def of(self, layer: Any) -> Result | None:
+        """The result that a layer shows; None for other layers."""
+        layer = bare(layer)
+        if layer is None:
+            return None
+        return self._by_layer.get(layer) or self._of_copy(layer)
+
+    def within(self, viewer: ViewerModel) -> list[Result]:
+        """Those in a viewer, the latest last."""
+        layers = {bare(layer) for layer in viewer.layers}
+        for layer in layers:
+            self.of(layer)
+        return [result for layer, result in self._by_layer.items() if layer in layers]
+
+    def _of_copy(self, layer: Image) -> Result | None:
+        """The metadata of a copy name the layer that it was copied from."""
+        facts = layer.metadata.get(METADATA)
+        if not isinstance(facts, dict) or layer.source.parent is None or layer in self._strangers:
+            return None
+        original = next((result for other, result in self._by_layer.items() if str(other.unique_id) == facts.get("result")), None)
+        if original is None or not original.finished:
+            return None
+        result = original.copied(layer)
+        if result is None:
+            self._strangers.add(layer)
+            return None
+        self.add(layer, result)
+        if stand_ins := StandIns.known(original.layer):
+            stand_ins.add(layer, hide=False)
+        return result
+
+
+results = _Results()
 
 
 def model_hash(path: Path) -> str:

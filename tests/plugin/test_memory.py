@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 NAMES = ("Denoise layer", "Train denoiser", "Denoising models")
-EVER = {"_ModelList"}
+EVER = {"_ModelList", "_Results"}
 """What there is one of as long as the program runs."""
 
 

@@ -1,0 +1,124 @@
+"""Layers in different units, which napari shows in one: preview, amount and results are where the layer is."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dn_core
+from napari_dnresnet.layers import Axes, shown_plane, visible_region
+
+NAME = "Denoise layer"
+
+
+def stack(planes: int, seed: int = 0, side: int = 64) -> Any:
+    return np.random.default_rng(seed).integers(50, 200, (planes, side, side)).astype(np.uint8)
+
+
+def on_screen(layer: Any) -> Any:
+    """The plane that napari shows."""
+    return layer._slice.image.raw
+
+
+@pytest.fixture
+def micrometres(viewer):
+    """Planes 1 um apart."""
+    return viewer.add_image(stack(8), name="um", scale=(1, 0.1, 0.1), units=("um",) * 3)
+
+
+@pytest.fixture
+def nanometres(viewer, micrometres):
+    """Planes 500 nm apart, beside planes 1 um apart: the sliders go in nanometres."""
+    return viewer.add_image(stack(15, 1), name="nm", scale=(500, 100, 100), units=("nm",) * 3)
+
+
+def previewed(widget: Any, wait: Any) -> Any:
+    widget.preview_on.value = True
+    wait(lambda: widget.preview.layer is not None and not widget.preview.busy)
+    return widget.preview.layer
+
+
+@pytest.mark.parametrize("step", [0, 3, 5, 13])
+def test_the_preview_shows_the_plane_on_screen(viewer, micrometres, nanometres, open_widget, wait, step):
+    widget = open_widget(NAME)
+    viewer.dims.set_current_step(0, step)
+    for layer in (micrometres, nanometres):
+        viewer.layers.selection.active = layer
+        preview = previewed(widget, wait)
+        wait(lambda: not widget.preview.busy)
+        expected = dn_core.denoise(on_screen(layer)[None])
+        assert preview.units == layer.units
+        assert np.array_equal(widget.preview.layer.data, expected), layer.name
+        assert np.array_equal(on_screen(widget.preview.layer), expected[0]), "and it is seen there"
+        assert np.allclose(widget.preview.layer.data_to_world((0, 0, 0))[1:], layer.data_to_world((0, 0, 0))[1:])
+
+
+@pytest.mark.parametrize("units", ["um", "nm"])
+def test_results_stay_where_the_layer_is(viewer, micrometres, nanometres, open_widget, wait, units):
+    layer = micrometres if units == "um" else nanometres
+    viewer.layers.selection.active = layer
+    widget = open_widget(NAME)
+    widget.run.clicked.emit(True)
+    wait(lambda: widget.job is None)
+    result = viewer.layers[f"{units} denoised"]
+    assert result.units == layer.units
+    assert np.array_equal(result.extent.world, layer.extent.world)
+    widget.residual.clicked.emit(True)
+    assert viewer.layers[f"{units} residual"].units == layer.units
+    viewer.dims.set_current_step(0, 6)
+    assert widget._shown_plane(widget.result) == ((3,) if units == "um" else (6,))
+    assert np.array_equal(on_screen(result), result.data[widget._shown_plane(widget.result)])
+
+
+@pytest.mark.parametrize("names", [("um", "nm"), ("nm", "um"), ("mm", "um"), ("um", "pixel"), ("pixel", "um")])
+@pytest.mark.parametrize("scale", [0.3, 1, 7])
+def test_the_shown_plane_is_naparis(viewer, names, scale):
+    """The second layer has planes at a third and at a half of the first one's, so that some lie just between."""
+    layers = [viewer.add_image(stack(9, side=8), scale=(scale, 1, 1), units=(names[0], "pixel", "pixel"))]
+    per_unit = {"um": 1.0, "nm": 1e-3, "mm": 1e3}
+    ratio = per_unit.get(names[0], 1) / per_unit.get(names[1], 1) if "pixel" not in names else 1
+    layers += [
+        viewer.add_image(stack(20, side=8), scale=(scale * ratio / part, 1, 1), units=(names[1], "pixel", "pixel")) for part in (2, 3)
+    ]
+    axes = [Axes("ZYX", layer.data.shape) for layer in layers]
+    seen = set()
+    for step in range(int(viewer.dims.nsteps[0])):
+        viewer.dims.set_current_step(0, step)
+        for layer, letters in zip(layers, axes, strict=True):
+            if not layer._slice.empty:
+                plane = shown_plane(layer, viewer.dims, letters)
+                seen.add(plane)
+                assert np.array_equal(layer.data[plane], on_screen(layer))
+    assert len(seen) > 8
+
+
+def test_the_preview_is_of_the_part_on_screen(viewer, micrometres, open_widget, wait, qtbot):
+    from napari_dnresnet.layers import camera
+
+    large = viewer.add_image(stack(2, side=512), name="large", scale=(1, 0.1, 0.1), units=("um",) * 3)
+    axes = Axes("ZYX", large.data.shape)
+    view = camera(viewer)
+    regions = {}
+    for units in ("um", "nm"):
+        if units == "nm":
+            viewer.add_image(stack(2), name="nm", scale=(1000, 100, 100), units=("nm",) * 3)
+        factor = 1 if units == "um" else 1000
+        view.center, view.zoom = (0, 20 * factor, 30 * factor), 50 / factor
+        viewer.screenshot(flash=False)
+        regions[units] = visible_region(viewer, large, axes, 4096, 1)
+    for own, other in zip(regions["um"].index, regions["nm"].index, strict=True):
+        assert abs(own.start - other.start) <= 1
+        assert abs(own.stop - other.stop) <= 1
+    rows, columns = regions["nm"].index[1:]
+    assert 0 < rows.start < 200 < rows.stop < 512, "the middle is at 20 um"
+    assert 0 < columns.start < 300 < columns.stop < 512
+
+
+def test_another_layer_in_other_units_moves_the_preview(viewer, micrometres, open_widget, wait):
+    viewer.dims.set_current_step(0, 5)
+    widget = open_widget(NAME)
+    previewed(widget, wait)
+    viewer.add_image(stack(15, 1), name="nm", scale=(500, 100, 100), units=("nm",) * 3)
+    viewer.layers.selection.active = micrometres
+    wait(lambda: not widget.preview.busy)
+    assert np.array_equal(widget.preview.layer.data, dn_core.denoise(on_screen(micrometres)[None]))
