@@ -68,7 +68,7 @@ class DenoiseWidget(Dock):
         self.before = PushButton(text="Hold: before")
         self.flicker = PushButton(text="Flicker")
         self.residual = PushButton(text="Residual")
-        self.remove = PushButton(text="Remove result")
+        self.undo = PushButton(text="Remove result")
         self.copy_python = PushButton(text="Copy as Python")
         self.copy_command = PushButton(text="Copy as command")
         self.arrange(
@@ -76,7 +76,7 @@ class DenoiseWidget(Dock):
             side_by_side(self.run, self.stop),
             *(self.bar, self.status, self.about),
             side_by_side(self.before, self.flicker),
-            side_by_side(self.residual, self.remove),
+            side_by_side(self.residual, self.undo),
             side_by_side(self.copy_python, self.copy_command),
         )
         self.preview = Preview(viewer, self._wish, self.tell, preferences().preview, self.native)
@@ -102,7 +102,7 @@ class DenoiseWidget(Dock):
         self.flicker.native.setCheckable(True)
         self.flicker.native.toggled.connect(self._flicker)
         self.residual.clicked.connect(self._add_residual)
-        self.remove.clicked.connect(self._remove_result)
+        self.undo.clicked.connect(self._remove_result)
         self.copy_python.clicked.connect(lambda: self._copy("python"))
         self.copy_command.clicked.connect(lambda: self._copy("command"))
         self._timer.timeout.connect(self._tick)
@@ -485,7 +485,7 @@ class DenoiseWidget(Dock):
         for button in (self.before, self.flicker):
             button.enabled = self.preview.on or finished
         self.residual.enabled = finished
-        self.remove.enabled = result is not None
+        self.undo.enabled = result is not None
         self.about.value = f"Result: {_in_words(result)}" if result else ""
 
     def close_down(self) -> None:

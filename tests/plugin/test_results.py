@@ -93,12 +93,12 @@ def test_residual_and_removal_are_of_the_selected_result(viewer, open_widget, de
     select(viewer, residual)
     assert widget.layer.value is layers["a"], "nobody wants to denoise a residual"
     select(viewer, done["a"])
-    widget.remove.clicked.emit(True)
+    widget.undo.clicked.emit(True)
     assert "a denoised" not in viewer.layers
     assert "b denoised" in viewer.layers
     assert viewer.layers.selection.active is layers["a"]
     assert widget.status.value == "Removed a denoised."
-    assert not widget.remove.enabled
+    assert not widget.undo.enabled
 
 
 def test_without_a_selected_result_it_is_the_latest_of_the_chosen_layer(viewer, open_widget, wait, denoise):

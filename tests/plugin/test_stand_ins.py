@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from napari.components import ViewerModel
 from napari.layers._layer_actions import _duplicate_layer
+from napari.utils import Colormap
 
 import dn_core
+from napari_dnresnet.stand_ins import shines_through
 
 NAME = "Denoise layer"
 
@@ -87,7 +90,7 @@ def test_it_lies_right_above_its_source(viewer, channels, widget, wait):
 
 def test_one_click_takes_it_back(viewer, channels, widget, wait):
     denoise(widget, wait)
-    widget.remove.clicked.emit(True)
+    widget.undo.clicked.emit(True)
     assert names(viewer) == shown(viewer) == ["green", "red"]
 
 
@@ -132,7 +135,7 @@ def test_a_layer_shown_or_hidden_by_hand_is_left_alone(viewer, channels, widget,
     viewer.layers.remove(result)
     assert shown(viewer) == ["red"]
     denoise(widget, wait)
-    widget.remove.clicked.emit(True)
+    widget.undo.clicked.emit(True)
     assert shown(viewer) == ["red"], "it was hidden before the run"
 
 
@@ -214,21 +217,31 @@ LOOKS = [
     ({"blending": "additive"}, True),
     ({"blending": "minimum"}, True),
     ({"opacity": 0.5}, True),
-    ({"colormap": ([[0, 0, 0, 0], [1, 0, 0, 1]])}, True),
+    ({"colormap": [[0, 0, 0, 0], [1, 0, 0, 1]]}, True),
     ({}, False),
     ({"blending": "opaque"}, False),
 ]
 
 
-@pytest.mark.parametrize(("looks", "hides"), LOOKS)
-def test_a_source_is_hidden_where_it_would_be_seen_through_its_result(viewer, open_widget, wait, looks, hides):
-    from napari.utils import Colormap
-
+@pytest.mark.parametrize(("looks", "through"), LOOKS)
+def test_what_lies_under_a_layer_is_seen_through_it_or_not(looks, through):
     looks = {name: Colormap(value) if name == "colormap" else value for name, value in looks.items()}
-    source = viewer.add_image(channel(0), name="image", **looks)
+    viewer = ViewerModel()
+    assert shines_through(viewer, viewer.add_image(channel(0), **looks)) == through
+
+
+@pytest.mark.parametrize("samples", [3, 4])
+def test_an_image_with_alpha_is_seen_through(samples):
+    viewer = ViewerModel()
+    assert shines_through(viewer, viewer.add_image(np.zeros((8, 9, samples), np.uint8), rgb=True)) == (samples == 4)
+
+
+def test_a_source_that_is_covered_is_not_hidden(viewer, open_widget, wait):
+    viewer.add_image(channel(0), name="image")
     widget = open_widget(NAME)
     denoise(widget, wait)
-    assert source.visible != hides
+    previewed(widget, wait)
+    assert shown(viewer) == ["image", "image denoised", "image preview"]
 
 
 def test_pictures_side_by_side_are_not_hidden(viewer, channels, widget, wait):

@@ -1,9 +1,11 @@
 """Layers in different units, which napari shows in one: preview, amount and results are where the layer is."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
+from napari.components import ViewerModel
 
 import dn_core
 from napari_dnresnet.layers import Axes, shown_plane, visible_region
@@ -38,42 +40,40 @@ def previewed(widget: Any, wait: Any) -> Any:
     return widget.preview.layer
 
 
-@pytest.mark.parametrize("step", [0, 3, 5, 13])
-def test_the_preview_shows_the_plane_on_screen(viewer, micrometres, nanometres, open_widget, wait, step):
+def test_the_preview_shows_the_plane_on_screen(viewer, micrometres, nanometres, open_widget, wait):
     widget = open_widget(NAME)
-    viewer.dims.set_current_step(0, step)
-    for layer in (micrometres, nanometres):
+    for step, layer in itertools.product((0, 3, 5, 13), (micrometres, nanometres)):
+        viewer.dims.set_current_step(0, step)
         viewer.layers.selection.active = layer
-        preview = previewed(widget, wait)
-        wait(lambda: not widget.preview.busy)
-        expected = dn_core.denoise(on_screen(layer)[None])
+        previewed(widget, wait)
+        preview, expected = widget.preview.layer, dn_core.denoise(on_screen(layer)[None])
         assert preview.units == layer.units
-        assert np.array_equal(widget.preview.layer.data, expected), layer.name
-        assert np.array_equal(on_screen(widget.preview.layer), expected[0]), "and it is seen there"
-        assert np.allclose(widget.preview.layer.data_to_world((0, 0, 0))[1:], layer.data_to_world((0, 0, 0))[1:])
+        assert np.array_equal(preview.data, expected), (step, layer.name)
+        assert np.array_equal(on_screen(preview), expected[0]), "and it is seen there"
+        assert np.allclose(preview.data_to_world((0, 0, 0))[1:], layer.data_to_world((0, 0, 0))[1:])
 
 
-@pytest.mark.parametrize("units", ["um", "nm"])
-def test_results_stay_where_the_layer_is(viewer, micrometres, nanometres, open_widget, wait, units):
-    layer = micrometres if units == "um" else nanometres
-    viewer.layers.selection.active = layer
+def test_results_stay_where_the_layer_is(viewer, micrometres, nanometres, open_widget, wait):
     widget = open_widget(NAME)
-    widget.run.clicked.emit(True)
-    wait(lambda: widget.job is None)
-    result = viewer.layers[f"{units} denoised"]
-    assert result.units == layer.units
-    assert np.array_equal(result.extent.world, layer.extent.world)
-    widget.residual.clicked.emit(True)
-    assert viewer.layers[f"{units} residual"].units == layer.units
-    viewer.dims.set_current_step(0, 6)
-    assert widget._shown_plane(widget.result) == ((3,) if units == "um" else (6,))
-    assert np.array_equal(on_screen(result), result.data[widget._shown_plane(widget.result)])
+    for layer, plane in ((micrometres, 3), (nanometres, 6)):
+        viewer.layers.selection.active = layer
+        widget.run.clicked.emit(True)
+        wait(lambda: widget.job is None)
+        result = viewer.layers[f"{layer.name} denoised"]
+        assert result.units == layer.units
+        assert np.array_equal(result.extent.world, layer.extent.world)
+        widget.residual.clicked.emit(True)
+        assert viewer.layers[f"{layer.name} residual"].units == layer.units
+        viewer.dims.set_current_step(0, 6)
+        assert widget._shown_plane(widget.result) == (plane,)
+        assert np.array_equal(on_screen(result), result.data[plane])
 
 
 @pytest.mark.parametrize("names", [("um", "nm"), ("nm", "um"), ("mm", "um"), ("um", "pixel"), ("pixel", "um")])
 @pytest.mark.parametrize("scale", [0.3, 1, 7])
-def test_the_shown_plane_is_naparis(viewer, names, scale):
-    """The second layer has planes at a third and at a half of the first one's, so that some lie just between."""
+def test_the_shown_plane_is_naparis(names, scale):
+    """The other layers have planes at a half and at a third of the first one's, so that some lie just between."""
+    viewer = ViewerModel()
     layers = [viewer.add_image(stack(9, side=8), scale=(scale, 1, 1), units=(names[0], "pixel", "pixel"))]
     per_unit = {"um": 1.0, "nm": 1e-3, "mm": 1e3}
     ratio = per_unit.get(names[0], 1) / per_unit.get(names[1], 1) if "pixel" not in names else 1
