@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import warnings
 from pathlib import Path
 
 __all__ = ["Copy", "remove_abandoned"]
@@ -22,25 +23,23 @@ class Copy:
     """
 
     def __init__(self, trainings: Path, name: str) -> None:
-        from filelock import FileLock, Timeout
+        from dn_core.locks import locked
 
         self.folder = trainings / f"{name}{ENDING}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The system lets go of the lock when the program dies; threads share it.
-        self._lock = FileLock(self.folder / LOCK_FILE, timeout=0, thread_local=False)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise BlockingIOError(11, f"another window is training {name}; choose another name", str(self.folder)) from None
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(locked(self.folder / LOCK_FILE, 0, f"another window is training {name}; choose another name"))
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
-        self._lock.release()  # first: Windows keeps files that are open
+        self._lock.close()  # first: Windows keeps files that are open
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def remove_abandoned(trainings: Path) -> None:
-    """Remove the copies of programs that ended without doing so."""
+    """Remove the copies of programs that ended without doing so, as far as that can be told."""
     for folder in trainings.glob(f"*{ENDING}"):
-        with contextlib.suppress(OSError):  # another program's
+        # Another program's, or on a drive without locks, where all may be.
+        with warnings.catch_warnings(), contextlib.suppress(OSError, RuntimeWarning):
+            warnings.simplefilter("error", RuntimeWarning)
             Copy(trainings, folder.name.removesuffix(ENDING)).remove()

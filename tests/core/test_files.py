@@ -461,27 +461,6 @@ def test_every_flipped_bit_in_zlib_data_is_noticed(tmp_path):
             pass
 
 
-def test_random_damage_never_ends_in_anything_but_a_refusal(tmp_path):
-    sources = []
-    for name, options in {
-        "o.ome.tif": {"metadata": {"axes": "ZYX"}},
-        "i.tif": {"imagej": True},
-        "z.tif": {"compression": "lzw", "tile": (16, 16)},
-    }.items():
-        tifffile.imwrite(tmp_path / name, STACK, photometric="minisblack", **options)
-        sources.append((tmp_path / name).read_bytes())
-    generator = np.random.default_rng(3)
-    for turn in range(150):
-        content = bytearray(sources[turn % 3])
-        for _ in range(4):  # in the first bytes and the last, where header, directories and descriptions lie
-            position = generator.integers(900)
-            content[position if generator.random() < 0.5 else -1 - position] = generator.integers(256)
-        try:
-            files.read_image(broken(tmp_path / "x.tif", content))
-        except (ImageFileError, MemoryError):
-            pass
-
-
 @pytest.mark.parametrize(
     ("content", "looks"),
     [

@@ -46,7 +46,10 @@ def together(rank, folder):
     steps.close()
     train(CASCADE, small_bank(), folder / f"resumed-{rank}", **options)
     workers.check_equal([torch.arange(3.0)], cpu)
+    timed = dataclasses.replace(ONCE, minutes=0.02, phases=(Phase(10**6, batch=4, patch=16),), epoch=10**6)
+    epochs = [step for step in fit(timed, small_bank(), folder / f"timed-{rank}", **options) if step.epoch_ended]
     seen = {
+        "by_the_clock": [(step.done, step.part) for step in epochs],
         "mean": workers.mean(float(rank), cpu),
         "of_first": workers.of_first(rank + 7.0, cpu),
         "all_true": workers.all_true(rank == 0, cpu),
@@ -121,6 +124,12 @@ def test_a_loss_that_is_not_finite_in_one_worker_takes_all_back(seen):
 
 def test_a_run_of_one_worker_is_not_taken_up_by_two(seen):
     assert all("workers: 1 there, 2 here" in entry["state_of_one"] for entry in seen)
+
+
+def test_workers_go_by_one_clock(seen):
+    """Epochs and the end come at the same steps for all."""
+    assert seen[0]["by_the_clock"] == seen[1]["by_the_clock"]
+    assert seen[0]["by_the_clock"][-1][1] == 1
 
 
 def test_a_batch_must_divide_by_the_workers(tmp_path):

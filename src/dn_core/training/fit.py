@@ -197,16 +197,15 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     made = [part for part in (folder, *folder.parents) if not part.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / LOCK_FILE, 0, "another training is running in this folder; stop it, or choose another folder"):
-        try:
+    try:
+        with locked(folder / LOCK_FILE, 0, "another training is running in this folder; stop it, or choose another folder"):
             yield
-        finally:
-            empty = bool(made) and os.listdir(folder) == [LOCK_FILE]
-    if empty:
-        (folder / LOCK_FILE).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty
-            for part in made:
-                part.rmdir()
+    finally:
+        if made and set(os.listdir(folder)) <= {LOCK_FILE}:
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty
+                for part in made:
+                    part.rmdir()
 
 
 def _progress(run: Run, speed: float, score: float | None) -> TrainProgress:
