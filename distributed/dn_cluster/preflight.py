@@ -20,7 +20,7 @@ from dn_cluster.words import first_line
 __all__ = ["check_nodes", "places", "room_for"]
 
 ASK_SECONDS = 10
-"""The autoscaler keeps one request only: another job may have put its own in the place of ours, or taken it back."""
+"""The autoscaler keeps one request only: other jobs, and Ray Train every 20 s, put theirs in the place of ours."""
 ANSWER_SECONDS = 90
 """A node's first task comes with the code, which takes a while where disks are slow."""
 
