@@ -36,7 +36,7 @@ GROUND = {part: {part} for part in FLOORS[0]}
 GROUND["comparison"] |= {"safe_write"}
 GROUND["files"] |= {"errors", "safe_write"}
 GROUND["noise"] |= {"compression"}
-GROUND["networks"] |= {"network_config"}
+GROUND["networks"] |= {"network_config", "processes"}
 CHECKPOINTS = {"errors", "network_config", "networks", "safe_write"}
 
 FOREIGN = {"magicgui", "napari", "npe2", "qtpy", "superqt", "PyQt5", "PyQt6", "PySide2", "PySide6", "ray"}
@@ -168,6 +168,13 @@ def test_nothing_runs_code_from_files(path: Path) -> None:
             for keyword in node.keywords:
                 unsafe = keyword.arg == "allow_pickle" and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
                 assert not unsafe, f"line {node.lineno}: allow_pickle"
+
+
+@pytest.mark.parametrize("path", sorted([*SOURCES.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]), ids=lambda path: path.stem)
+def test_openvino_is_imported_in_one_place(path: Path) -> None:
+    """`import_openvino` does it, without the telemetry that OpenVINO would start."""
+    names = imported_names("", ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    assert "openvino" not in {name.split(".")[0] for name in names}, "call dn_core.inference.engines.import_openvino"
 
 
 def exported(tree: ast.Module) -> list[str] | None:

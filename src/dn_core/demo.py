@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _show(options.image, options.output, options.gui)
-    except (ValueError, TypeError, OSError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
         print(f"{options.image or 'demo'}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dn_core import processes
 from dn_core.network_config import BlockKind, BlockStart, NetworkConfig
 
 __all__ = [
@@ -65,6 +66,7 @@ class DnResNet(nn.Module):
     """
 
     def __init__(self, config: NetworkConfig) -> None:
+        processes.limit_torch_after_fork()  # here, as it comes before all that a process computes with torch
         super().__init__()
         self.config = config
         channels = [config.inputs * config.shuffle**2, *(channels for _, channels in config.entry)]

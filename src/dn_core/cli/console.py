@@ -93,6 +93,8 @@ def sentence(error: BaseException | str) -> str:
     """The message, on one line, with options named as they are here and not as arguments of functions."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, FileNotFoundError) and error.strerror and error.filename is None:  # of os.getcwd
+        return f"the working folder is gone ({error.strerror}). Change to one that is there, or give whole paths."
     return _as_options(" ".join(str(error).split()) or type(error).__name__)
 
 
