@@ -348,7 +348,7 @@ def test_a_registry_is_readable_whenever_its_publisher_is_killed(tmp_path):
             sequence = read_all(registry, sequence)
             assert remote.fetch("lab", registry).read_bytes() in contents
         parent.stdin.close()
-    assert sequence > 60
+    assert sequence > 20  # or hardly any publisher was killed at work; a busy machine has about one version a kill
 
 
 def read_all(registry, at_least):
