@@ -26,7 +26,7 @@ def locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
     BlockingIOError
         With the words `busy`, when another process still has it after so many seconds.
     """
-    lock = FileLock(path, timeout=seconds)
+    lock = FileLock(path, timeout=seconds, thread_local=False)  # whichever thread lets go of it
     try:
         lock.acquire()
     except Timeout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -499,3 +501,13 @@ def test_a_lock_keeps_others_out_with_the_words_given(tmp_path):
         pass
     with locked(lock, 0, "busy"):
         pass
+
+
+def test_a_lock_may_be_let_go_of_by_another_thread(tmp_path):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(tmp_path / "lock", 0, "busy"))
+        thread = threading.Thread(target=stack.close)
+        thread.start()
+        thread.join()
+        with locked(tmp_path / "lock", 0, "busy"):
+            pass
