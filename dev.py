@@ -35,8 +35,8 @@ STAMP = VENV / "dev-stamp.json"
 TOOLS = ROOT / ".venv-tools"  # virtualenv, where Python comes without the means to make environments
 LOG = ROOT / ".venv-setup.log"
 
-# Tests that share a screen or a cluster stay in one process (tests/conftest.py).
-SIDE_BY_SIDE = ["--numprocesses", "auto", "--dist", "loadgroup"]
+# Folders whose tests share a screen or a cluster's ports, and so one process; all others run side by side.
+ONE_PROCESS = ("tests/plugin", "tests/cluster")
 
 # What Qt's xcb platform plugin, OpenGL and the virtual screen need on Debian and Ubuntu, with the library that each is wanted for.
 # What these bring along (libxcb-image0, libxcb-render-util0, libxcb-xkb1, libxcb-randr0 ...) is not named.
@@ -100,7 +100,7 @@ def test(arguments: list[str]) -> int:
     checks = {
         "ruff": [python, "-m", "ruff", "check", "."],
         "mypy": [python, "-m", "mypy"],
-        "pytest": [*virtual_screen(), python, "-m", "pytest", *(arguments or SIDE_BY_SIDE)],
+        **{f"pytest{name}": [*virtual_screen(), python, "-m", "pytest", *options] for name, options in runs_of_tests(arguments).items()},
     }
     for name, command in checks.items():
         print(f"== {name}", flush=True)
@@ -112,6 +112,14 @@ def test(arguments: list[str]) -> int:
             return code
     print(f"dev.py test: ruff, mypy and pytest passed in {time.monotonic() - started:.0f} s.", flush=True)
     return 0
+
+
+def runs_of_tests(arguments: list[str]) -> dict[str, list[str]]:
+    """Arguments of pytest for each of its runs, by what is told beside its name."""
+    if arguments:
+        return {"": arguments}
+    side_by_side = ["--numprocesses", "auto", *(f"--ignore={folder}" for folder in ONE_PROCESS)]
+    return {", side by side": side_by_side, f" {' '.join(ONE_PROCESS)}": list(ONE_PROCESS)}
 
 
 # The environment

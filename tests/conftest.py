@@ -9,22 +9,10 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SHARED = ("plugin", "cluster")
-"""Folders whose tests share something, a screen or a cluster's ports, and so one process where tests run side by side."""
-
 # No deadline: how long an example takes says more about the machine than about the code.
 settings.register_profile("ci", max_examples=1000, deadline=None)
 settings.register_profile("dev", max_examples=100, deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the group of tests that share something."""
-    for item in items:
-        for folder in SHARED:
-            if item.path.is_relative_to(ROOT / "tests" / folder):
-                item.add_marker(pytest.mark.xdist_group(folder))
 
 
 @pytest.fixture(scope="session", autouse=True)
