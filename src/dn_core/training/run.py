@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dn_core import processes
 from dn_core.checkpoints import read_tensors, write_tensors
 from dn_core.errors import CheckpointError
 from dn_core.losses import edge_aware, mse
@@ -74,7 +73,6 @@ class Run:
     ) -> None:
         if precision not in ("auto", "bfloat16", "float32"):
             raise ValueError(f"precision is {precision!r}; 'auto', 'bfloat16' or 'float32' is expected. Change precision.")
-        processes.limit_torch_after_fork()
         if precision == "auto":
             precision = "bfloat16" if workers.all_true(bfloat16_helps(device), torch.device(device)) else "float32"
         check_steps(recipe, workers, device)
