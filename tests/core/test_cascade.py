@@ -199,9 +199,9 @@ patch = 32
 TOY_EVOLVED = TOY.replace('"toy"', '"toy-ds"').replace("layers = 7", 'layers = 7\nblock = "separable"')
 
 
-def dn_resnet_killed(command, kills, line):
-    """Run a command line; `kills` times it is killed when it says `line`, then it may end."""
-    for _ in range(kills):
+def dn_resnet_killed(command, *lines):
+    """Run a command line; it is killed when it says each of `lines`, begun again after each, then it may end."""
+    for line in lines:
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
             while line not in (said := child.stderr.readline()):
                 assert said, "the training ended before it could be killed"
@@ -225,9 +225,9 @@ def test_the_command_line_trains_cascade_and_evolution_though_killed(tmp_path):
         arguments = ["train", str(tmp_path / recipe), "--data", str(images), "--out", str(tmp_path / out)]
         return [sys.executable, "-m", "dn_core.cli", *arguments]
 
-    dn_resnet_killed(command("toy.toml", "whole"), 0, "")
-    dn_resnet_killed(command("toy.toml", "killed"), 2, "stage 2 of 3, epoch")
-    dn_resnet_killed(command("ds.toml", "evolved"), 2, "stage 1 of 2, epoch")
+    dn_resnet_killed(command("toy.toml", "whole"))
+    dn_resnet_killed(command("toy.toml", "killed"), "stage 2 of 3, epoch", "stage 3 of 3, epoch")
+    dn_resnet_killed(command("ds.toml", "evolved"), "stage 1 of 2, epoch 1", "stage 1 of 2, epoch 2")
     assert (tmp_path / "whole" / "toy.safetensors").read_bytes() == (tmp_path / "killed" / "toy.safetensors").read_bytes()
     evolved = load_checkpoint(tmp_path / "evolved" / "toy-ds.safetensors")
     assert evolved.config == paper_config(7, block="separable")
