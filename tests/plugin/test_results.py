@@ -23,6 +23,12 @@ def picture(shape: tuple[int, ...] = (40, 50), seed: int = 0) -> Any:
 
 
 @pytest.fixture
+def viewer(own_settings, make_napari_viewer):
+    """Not on the screen, which takes its time."""
+    return make_napari_viewer()
+
+
+@pytest.fixture
 def denoise(wait):
     """Presses the button; gives the new layer."""
 

@@ -19,8 +19,17 @@ def channel(seed: int, shape: tuple[int, ...] = (60, 70)) -> Any:
 
 
 @pytest.fixture
+def viewer(request, own_settings, make_napari_viewer):
+    """Not on the screen, which takes its time, but for tests that ask for it."""
+    return make_napari_viewer(show=getattr(request, "param", False))
+
+
+ON_SCREEN = pytest.mark.parametrize("viewer", [True], ids=["on screen"], indirect=True)
+
+
+@pytest.fixture
 def channels(viewer):
-    """Two channels, as napari shows them, and a frame around them that keeps the view where it is."""
+    """Two channels, added to each other."""
     names = ["green", "red"]
     return viewer.add_image(
         np.stack([channel(0), channel(1)]),
@@ -66,6 +75,7 @@ def brightness(viewer: Any) -> Any:
     return picture.mean(axis=(0, 1))
 
 
+@ON_SCREEN
 def test_preview_and_result_are_as_bright_as_the_channel(viewer, channels, widget, wait):
     before = brightness(viewer)
     assert min(before) > 10

@@ -23,6 +23,15 @@ def on_screen(layer: Any) -> Any:
 
 
 @pytest.fixture
+def viewer(request, own_settings, make_napari_viewer):
+    """Not on the screen, which takes its time, but for tests that ask for it."""
+    return make_napari_viewer(show=getattr(request, "param", False))
+
+
+ON_SCREEN = pytest.mark.parametrize("viewer", [True], ids=["on screen"], indirect=True)
+
+
+@pytest.fixture
 def micrometres(viewer):
     """Planes 1 um apart."""
     return viewer.add_image(stack(8), name="um", scale=(1, 0.1, 0.1), units=("um",) * 3)
@@ -40,6 +49,7 @@ def previewed(widget: Any, wait: Any) -> Any:
     return widget.preview.layer
 
 
+@ON_SCREEN
 def test_the_preview_shows_the_plane_on_screen(viewer, micrometres, nanometres, open_widget, wait):
     widget = open_widget(NAME)
     for step, layer in itertools.product((0, 3, 5, 13), (micrometres, nanometres)):
@@ -92,6 +102,7 @@ def test_the_shown_plane_is_naparis(names, scale):
     assert len(seen) > 8
 
 
+@ON_SCREEN
 def test_the_preview_is_of_the_part_on_screen(viewer, micrometres, open_widget, wait, qtbot):
     from napari_dnresnet.layers import camera
 
