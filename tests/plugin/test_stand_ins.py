@@ -9,6 +9,7 @@ from napari.layers._layer_actions import _duplicate_layer
 from napari.utils import Colormap
 
 import dn_core
+from napari_dnresnet.layers import canvas
 from napari_dnresnet.stand_ins import shines_through
 
 NAME = "Denoise layer"
@@ -255,7 +256,7 @@ def test_a_source_that_is_covered_is_not_hidden(viewer, open_widget, wait):
 
 
 def test_pictures_side_by_side_are_not_hidden(viewer, channels, widget, wait):
-    viewer.canvas.grid.enabled = True
+    canvas(viewer).grid.enabled = True
     denoise(widget, wait)
     assert shown(viewer) == ["green", "green denoised", "red"]
 
