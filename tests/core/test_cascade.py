@@ -186,13 +186,14 @@ TOY = """
 base = "paper-blind"
 name = "toy"
 epoch = 4
+drop = 0  # a stage has all its epochs
 
 [network]
 family = "paper"
 layers = 7
 
 [[phase]]
-steps = 12
+steps = 20
 batch = 2
 patch = 32
 """
