@@ -186,14 +186,13 @@ TOY = """
 base = "paper-blind"
 name = "toy"
 epoch = 4
-drop = 0  # a stage has all its epochs
 
 [network]
 family = "paper"
 layers = 7
 
 [[phase]]
-steps = 20
+steps = 12
 batch = 2
 patch = 32
 """
