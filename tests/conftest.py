@@ -33,9 +33,9 @@ def data_folder() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Training with one thread: the order in which threads add up numbers changes the last bits."""
+    """Training with one thread, in fixtures of the module too: the order in which threads add up numbers changes the last bits."""
     import torch
 
     before = torch.get_num_threads()
