@@ -324,7 +324,7 @@ class DenoiseWidget(Dock):
         rate = megapixels / max(facts.seconds, 1e-9)
         said = f"{options['model']} on {facts.engine}: {facts.seconds:.2g} s, {rate:.3g} megapixels per second."
         missing = f"{facts.missing}." if facts.missing else ""
-        result.summary = " ".join(filter(None, (said, missing, self._changes(result))))
+        result.summary = " ".join(filter(None, (said, missing, *facts.notes, self._changes(result))))
         amount = 1.0 if self._running is None else self._running[1]
         result.note(**options, model_sha256=facts.sha256, axes=result.plan.axes.letters, engine=facts.engine)
         if amount != 1:
@@ -516,6 +516,8 @@ class Finished:
     seconds: float
     missing: str = ""
     """What was not there and was read as a fill value, in words."""
+    notes: tuple[str, ...] = ()
+    """See `dn_core.Progress`."""
 
 
 def _denoising(plan: Plan, target: Any) -> Iterator[Progress | Finished]:
@@ -530,4 +532,4 @@ def _denoising(plan: Plan, target: Any) -> Iterator[Progress | Finished]:
     missing = source.count.in_words if isinstance(source, ZarrSource) else plan.missing()
     began = time.monotonic()
     for step in denoise_steps(source, out=target, **options):
-        yield step if step.result is None else Finished(step.result, engine, sha256, time.monotonic() - began, missing)
+        yield step if step.result is None else Finished(step.result, engine, sha256, time.monotonic() - began, missing, step.notes)

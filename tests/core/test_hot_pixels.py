@@ -8,6 +8,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 from typer.testing import CliRunner
 
@@ -67,6 +68,14 @@ def test_several_planes_are_told_once_with_their_number():
     with pytest.warns(UserWarning, match=r"2 hot or dead pixels, the first at \(1, 128, 128\), are kept") as told:
         dn_core.denoise(stack)
     assert len(told) == 1
+
+
+def test_steps_tell_it_with_the_result_and_do_not_warn():
+    *steps, last = dn_core.denoise_steps(with_hot_pixel(10000), tile=100)
+    assert [step.notes for step in steps] == [()] * len(steps)
+    assert last.notes[0].startswith("1 hot or dead pixel, at (128, 128), is kept")
+    tensor = torch.from_numpy(with_hot_pixel(10000, "f4"))
+    assert list(dn_core.denoise_steps(tensor))[-1].notes == last.notes
 
 
 def test_noise_that_the_network_removes_is_neither_kept_nor_told():
@@ -144,6 +153,15 @@ def test_an_amount_of_nothing_gives_the_image_back():
 def test_another_word_is_refused():
     with pytest.raises(ValueError, match="hot_pixels is 'drop'; one of .*keep.*remove"):
         dn_core.denoise(NOISY, hot_pixels="drop")
+
+
+def test_the_command_tells_it_of_each_file(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("one", "two"):  # by one camera
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", with_hot_pixel(10000))
+    with pytest.warns(UserWarning, match="1 hot or dead pixel") as told:
+        assert CliRunner().invoke(app, ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out")]).exit_code == 0
+    assert [str(warning.message).split(":")[0] for warning in told] == ["one.tif", "two.tif"]
 
 
 def test_the_command_tells_and_removes(tmp_path):

@@ -41,8 +41,10 @@ def own_settings(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def viewer(own_settings: Any, make_napari_viewer: Any) -> Any:
-    return make_napari_viewer(show=True)
+def viewer(request: pytest.FixtureRequest, own_settings: Any, make_napari_viewer: Any) -> Any:
+    """On the screen, which takes its time, unless the closest mark ``screen`` says no."""
+    screen = request.node.get_closest_marker("screen")
+    return make_napari_viewer(show=screen is None or screen.args[0])
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Results belong to their layers: whichever is selected, whatever became of the dock, of the source and of copies."""
 
 import gc
+import warnings
 import weakref
 from typing import Any
 
@@ -15,17 +16,13 @@ from napari_dnresnet.results import METADATA, results
 
 NAME = "Denoise layer"
 
+pytestmark = pytest.mark.screen(False)
+
 
 def picture(shape: tuple[int, ...] = (40, 50), seed: int = 0) -> Any:
     rows, columns = np.mgrid[: shape[-2], : shape[-1]]
     noise = np.random.default_rng(seed).normal(0, 15, shape)
     return np.rint(120 + 60 * np.sin(rows / 9) * np.cos(columns / 7) + noise).clip(0, 255).astype(np.uint16)
-
-
-@pytest.fixture
-def viewer(own_settings, make_napari_viewer):
-    """Not on the screen, which takes its time."""
-    return make_napari_viewer()
 
 
 @pytest.fixture
@@ -56,6 +53,19 @@ def duplicate(viewer: Any, layer: Any) -> Any:
 def move_amount(widget: Any, amount: float, wait: Any) -> None:
     widget.amount.value = amount
     wait(lambda: not widget.result.busy)
+
+
+def test_hot_pixels_are_told_by_the_run_and_not_by_each_preview(viewer, open_widget, wait, denoise):
+    image = picture((64, 80))
+    image[20, 30] = 60000
+    viewer.add_image(image, name="image")
+    widget = open_widget(NAME)
+    with warnings.catch_warnings(record=True) as warned:
+        widget.preview_on.value = True
+        wait(lambda: widget.preview.layer is not None)
+        denoise(widget)
+    assert not [warning for warning in warned if "hot or dead" in str(warning.message)]
+    assert "1 hot or dead pixel, at (20, 30), is kept" in widget.status.value
 
 
 def test_amount_acts_on_the_selected_result_of_one_source(viewer, open_widget, wait, denoise):

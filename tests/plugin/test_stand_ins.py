@@ -14,18 +14,11 @@ from napari_dnresnet.stand_ins import shines_through
 
 NAME = "Denoise layer"
 
+pytestmark = pytest.mark.screen(False)
+
 
 def channel(seed: int, shape: tuple[int, ...] = (60, 70)) -> Any:
     return np.random.default_rng(seed).normal(60, 10, shape).clip(0, 255).astype(np.uint8)
-
-
-@pytest.fixture
-def viewer(request, own_settings, make_napari_viewer):
-    """Not on the screen, which takes its time, but for tests that ask for it."""
-    return make_napari_viewer(show=getattr(request, "param", False))
-
-
-ON_SCREEN = pytest.mark.parametrize("viewer", [True], ids=["on screen"], indirect=True)
 
 
 @pytest.fixture
@@ -76,7 +69,7 @@ def brightness(viewer: Any) -> Any:
     return picture.mean(axis=(0, 1))
 
 
-@ON_SCREEN
+@pytest.mark.screen(True)
 def test_preview_and_result_are_as_bright_as_the_channel(viewer, channels, widget, wait):
     before = brightness(viewer)
     assert min(before) > 10

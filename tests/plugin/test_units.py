@@ -12,6 +12,8 @@ from napari_dnresnet.layers import Axes, shown_plane, visible_region
 
 NAME = "Denoise layer"
 
+pytestmark = pytest.mark.screen(False)
+
 
 def stack(planes: int, seed: int = 0, side: int = 64) -> Any:
     return np.random.default_rng(seed).integers(50, 200, (planes, side, side)).astype(np.uint8)
@@ -20,15 +22,6 @@ def stack(planes: int, seed: int = 0, side: int = 64) -> Any:
 def on_screen(layer: Any) -> Any:
     """The plane that napari shows."""
     return layer._slice.image.raw
-
-
-@pytest.fixture
-def viewer(request, own_settings, make_napari_viewer):
-    """Not on the screen, which takes its time, but for tests that ask for it."""
-    return make_napari_viewer(show=getattr(request, "param", False))
-
-
-ON_SCREEN = pytest.mark.parametrize("viewer", [True], ids=["on screen"], indirect=True)
 
 
 @pytest.fixture
@@ -49,7 +42,7 @@ def previewed(widget: Any, wait: Any) -> Any:
     return widget.preview.layer
 
 
-@ON_SCREEN
+@pytest.mark.screen(True)
 def test_the_preview_shows_the_plane_on_screen(viewer, micrometres, nanometres, open_widget, wait):
     widget = open_widget(NAME)
     for step, layer in itertools.product((0, 3, 5, 13), (micrometres, nanometres)):
@@ -102,7 +95,7 @@ def test_the_shown_plane_is_naparis(names, scale):
     assert len(seen) > 8
 
 
-@ON_SCREEN
+@pytest.mark.screen(True)
 def test_the_preview_is_of_the_part_on_screen(viewer, micrometres, open_widget, wait, qtbot):
     from napari_dnresnet.layers import camera
 

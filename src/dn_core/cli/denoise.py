@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,8 @@ def _denoise_file(
             with contextlib.closing(steps):
                 for step in steps:
                     advance(step.done, step.total)
+                    for note in step.notes:  # by name, as Python says the same sentence only once
+                        warnings.warn(f"{job.source.name}: {note}", UserWarning, stacklevel=2)
             if compare is not None:
                 from dn_core.comparison import write_comparison
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["shrunk_bands"]
+__all__ = ["BAND_BYTES", "block_means", "shrunk_bands"]
 
 BAND_BYTES = 64 * 2**20
 """How much of a level is in memory while the next one is made."""
@@ -34,7 +34,7 @@ def shrunk_bands(large: Any, y: int, size: tuple[int, int]) -> Iterator[tuple[tu
             stop = min(start + rows, size[0])
             first, end = int(starts_y[start]), int(starts_y[stop]) if stop < size[0] else height
             band = np.asarray(large[(*leading, slice(first, end))])
-            yield (*leading, slice(start, stop)), _block_means(band, starts_y[start:stop] - first, starts_x)
+            yield (*leading, slice(start, stop)), block_means(band, starts_y[start:stop] - first, starts_x)
 
 
 def _starts(large: int, small: int) -> NDArray[Any]:
@@ -44,7 +44,8 @@ def _starts(large: int, small: int) -> NDArray[Any]:
     return np.arange(small) * step if regular else np.arange(small) * large // small
 
 
-def _block_means(band: NDArray[Any], starts_y: NDArray[Any], starts_x: NDArray[Any]) -> NDArray[Any]:
+def block_means(band: NDArray[Any], starts_y: NDArray[Any], starts_x: NDArray[Any]) -> NDArray[Any]:
+    """The mean of each block of rows and columns, in the type of `band`; what is cut off at the end counts what it has."""
     working = band.astype(np.result_type(band.dtype, np.float64))
     sums = np.add.reduceat(np.add.reduceat(working, starts_y, axis=0), starts_x, axis=1)
     counts = np.outer(np.diff(starts_y, append=band.shape[0]), np.diff(starts_x, append=band.shape[1]))

@@ -28,6 +28,7 @@ from dn_core.files.image import (
     reading,
     share,
 )
+from dn_core.files.pyramid import BAND_BYTES, block_means
 from dn_core.files.zarr_blocks import BlockWriter
 from dn_core.files.zarr_chunks import ZarrSource
 from dn_core.files.zarr_layout import Layout, create_as, read_layout, tell_dropped
@@ -37,8 +38,6 @@ __all__ = ["check_zarr", "create_zarr", "is_zarr", "open_zarr", "zarr_zstd"]
 
 MAX_CHUNK_BYTES = 2**32
 """What one chunk may decode to."""
-BAND_BYTES = 64 * 2**20
-"""How much of a level is in memory while the next one is made."""
 
 _WORDS = {symbol: word for word, symbol in SYMBOLS.items()}
 _TYPES = {"T": "time", "C": "channel", "Z": "space", "Y": "space", "X": "space"}
@@ -377,21 +376,11 @@ def _shrink(large: Any, small: BlockWriter, chunks: tuple[int, ...], steps: tupl
     for start in itertools.product(*(range(0, size, length) for size, length in zip(small.shape, part, strict=True))):
         there = tuple(slice(at, min(at + length, size)) for at, length, size in zip(start, part, small.shape, strict=True))
         block = np.asarray(large[tuple(slice(s.start * step, s.stop * step) for s, step in zip(there, steps, strict=True))])
+        starts = [np.arange(0, extent, step) for extent, step in zip(block.shape[-2:], steps[-2:], strict=True)]
         mean = np.empty([s.stop - s.start for s in there], small.dtype)
         for plane in np.ndindex(*block.shape[:-2]):
-            mean[plane] = _block_mean(block[plane], steps[-2], steps[-1], small.dtype)
+            mean[plane] = block_means(block[plane], *starts)
         small[there] = mean
-
-
-def _block_mean(band: NDArray[Any], step_y: int, step_x: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The mean of each block; blocks at the edges that are cut off count what they have."""
-    starts_y, starts_x = np.arange(0, band.shape[0], step_y), np.arange(0, band.shape[1], step_x)
-    working = band.astype(np.result_type(band.dtype, np.float64))
-    sums = np.add.reduceat(np.add.reduceat(working, starts_y, axis=0), starts_x, axis=1)
-    heights, widths = np.diff(np.append(starts_y, band.shape[0])), np.diff(np.append(starts_x, band.shape[1]))
-    means = sums / (heights[:, None] * widths[None, :])
-    rounded: NDArray[Any] = np.rint(means) if dtype.kind in "iub" else means
-    return rounded.astype(dtype)
 
 
 def _attributes(like: ImageFile, factors: dict[str, tuple[int, ...]], version2: bool) -> dict[str, Any]:

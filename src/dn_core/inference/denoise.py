@@ -56,12 +56,16 @@ FLOAT32_INTEGERS = 2.0**24
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a denoising is: tiles `done` of `total`, and the `result` with the last one; `done` is 0 while a stack is checked."""
+    """Where a denoising is: tiles `done` of `total`, and the `result` with the last one; `done` is 0 while a stack is checked.
+
+    With the result come `notes`, sentences about what a user should know of it.
+    """
 
     done: int
     total: int
     seconds_left: float
     result: Any = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +154,11 @@ def denoise(image: Any, model: str | Path | Model | None = None, **options: Any)
     >>> clean.shape, clean.dtype, bool(clean.std() < noisy.std() / 2)
     ((64, 64), dtype('uint8'), True)
     """
-    result = None
+    result, notes = None, tuple[str, ...]()
     for step in denoise_steps(image, model, **options):
-        result = step.result
+        result, notes = step.result, step.notes
+    for note in notes:
+        warnings.warn(note, UserWarning, stacklevel=2)
     return result
 
 
@@ -200,7 +206,7 @@ def denoise_steps(
     hot_pixels
         What becomes of single pixels that stand out from all around them by more than the noise does, as hot and dead pixels of cameras
         do: ``"keep"`` leaves them as they are, ``"remove"`` gives them the value of their surroundings. Either way what is around them is
-        denoised as without them, and a UserWarning tells of those that no noise explains.
+        denoised as without them, and `Progress.notes` tell of those that no noise explains (`denoise`: a UserWarning).
     out
         A writable array of the image's shape and dtype to write to, such as a memory map or a zarr array on disk.
 
@@ -386,9 +392,10 @@ def _denoise_tiled(
     for done, (job, output) in enumerate(engine.run(work, parallel=total > 1), start=1):
         told += job.finish(target, output, settings)
         left = (time.monotonic() - began) / done * (total - done)
-        if done == total and told:
-            warnings.warn(hot_pixels_message(settings.hot_pixels, len(told), min(told)), UserWarning, stacklevel=6)
-        yield Progress(done, total, left, target if done == total else None)
+        if done < total:
+            yield Progress(done, total, left)
+        else:
+            yield Progress(done, total, left, target, (hot_pixels_message(settings.hot_pixels, len(told), min(told)),) if told else ())
 
 
 @dataclass(frozen=True)
@@ -429,7 +436,7 @@ class _Job:
         result, theirs = change.copy(), change_at(self.hot, beyond, change, action)
         result[rows, columns] = theirs
         inside = (rows >= core[0].start) & (rows < core[0].stop) & (columns >= core[1].start) & (columns < core[1].stop)
-        tell = inside & self.hot.told & ((theirs == 0) | (action == "remove"))
+        tell = inside & self.hot.to_tell(theirs, action)
         top, left = self.tile.rows.start, self.tile.columns.start
         return result, [self.plane.pixel(top + row, left + column) for row, column in zip(rows[tell], columns[tell], strict=True)]
 
@@ -508,10 +515,9 @@ def _precision(asked: Precision | None, dtype: np.dtype[Any]) -> Precision:
 
 def _converted(steps: Iterator[Progress], image: Any, kind: str) -> Iterator[Progress]:
     for step in steps:
-        result = step.result
-        if result is not None:
-            result = image.copy(data=result) if kind == "xarray" else to_torch(result, image)
-        yield Progress(step.done, step.total, step.seconds_left, result)
+        if step.result is not None:
+            step = replace(step, result=image.copy(data=step.result) if kind == "xarray" else to_torch(step.result, image))
+        yield step
 
 
 @functools.lru_cache(maxsize=8)

@@ -73,6 +73,11 @@ class HotPixels:
         here = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
         return HotPixels(rows[here], columns[here], self.values[here], self.told[here])
 
+    def to_tell(self, change: NDArray[np.float64], action: HotPixelAction) -> NDArray[np.bool_]:
+        """Which of them are told after `change_at`: those that stand out far, and were kept or asked to be removed."""
+        told: NDArray[np.bool_] = self.told & ((change == 0) | (action == "remove"))
+        return told
+
     def replaced(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """The pixels with the median of the neighbours in place of each; the same array where there are none."""
         if not len(self):

@@ -165,6 +165,6 @@ def _change_of_plane(
     if len(hot):
         at = hot.rows, hot.columns
         result[at] = theirs = change_at(hot, plane[at].astype(np.float64) - seen[at], result, settings.hot_pixels)
-        if (hot.told & ((theirs == 0) | (settings.hot_pixels == "remove"))).any():
+        if hot.to_tell(theirs, settings.hot_pixels).any():
             warnings.warn(hot_pixels_message(settings.hot_pixels), UserWarning, stacklevel=2)
     return result
