@@ -102,9 +102,10 @@ def test(arguments: list[str]) -> int:
     pytest = [python, "-m", "pytest"]
     most = [*pytest, "--numprocesses", "auto", f"--ignore={PLUGIN_TESTS}", f"--ignore={CLUSTER_TESTS}"]
     lint = {"ruff": [python, "-m", "ruff", "check", "."], "mypy": [python, "-m", "mypy"]}
-    if arguments:
-        code = checked(lint | {"pytest": [*virtual_screen(), *pytest, *arguments]})
-    elif not (code := checked(lint)):
+    code = checked(lint)
+    if not code and arguments:
+        code = checked({"pytest": [*virtual_screen(), *pytest, *arguments]})
+    elif not code:
         # The plugin's tests mostly wait for a window: beside them there is room for others.
         with beside("pytest " + PLUGIN_TESTS, [*virtual_screen(), *pytest, PLUGIN_TESTS]) as plugin:
             code = checked({"pytest": most, f"pytest {CLUSTER_TESTS}": [*virtual_screen(), *pytest, CLUSTER_TESTS]}) or plugin()
@@ -117,7 +118,8 @@ def checked(commands: dict[str, list[str]]) -> int:
     """Run commands by name until one fails; its exit code."""
     for name, command in commands.items():
         print(f"== {name}", flush=True)
-        if code := call(command, folder=ROOT):
+        code = call(command, folder=ROOT)
+        if code:
             return failed(name, code)
     return 0
 
