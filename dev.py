@@ -23,12 +23,10 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
-import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -37,8 +35,8 @@ STAMP = VENV / "dev-stamp.json"
 TOOLS = ROOT / ".venv-tools"  # virtualenv, where Python comes without the means to make environments
 LOG = ROOT / ".venv-setup.log"
 
-# Folders whose tests share a screen or a cluster's ports, and so one process each; all others run in a process a core.
-PLUGIN_TESTS, CLUSTER_TESTS = "tests/plugin", "tests/cluster"
+# Folders whose tests share a screen or a cluster's ports, and so one process; all others run side by side.
+ONE_PROCESS = ("tests/plugin", "tests/cluster")
 
 # What Qt's xcb platform plugin, OpenGL and the virtual screen need on Debian and Ubuntu, with the library that each is wanted for.
 # What these bring along (libxcb-image0, libxcb-render-util0, libxcb-xkb1, libxcb-randr0 ...) is not named.
@@ -99,60 +97,29 @@ def test(arguments: list[str]) -> int:
         provide_system_packages()
     set_up({"dev", "gui", "cluster"} if sys.platform == "linux" else {"dev", "gui"})  # tests of a cluster need Linux
     python = str(venv_python())
-    pytest = [python, "-m", "pytest"]
-    most = [*pytest, "--numprocesses", "auto", f"--ignore={PLUGIN_TESTS}", f"--ignore={CLUSTER_TESTS}"]
-    lint = {"ruff": [python, "-m", "ruff", "check", "."], "mypy": [python, "-m", "mypy"]}
-    code = checked(lint)
-    if not code and arguments:
-        code = checked({"pytest": [*virtual_screen(), *pytest, *arguments]})
-    elif not code:
-        # The plugin's tests mostly wait for a window: beside them there is room for others.
-        with beside("pytest " + PLUGIN_TESTS, [*virtual_screen(), *pytest, PLUGIN_TESTS]) as plugin:
-            code = checked({"pytest": most, f"pytest {CLUSTER_TESTS}": [*virtual_screen(), *pytest, CLUSTER_TESTS]}) or plugin()
-    if not code:
-        print(f"dev.py test: ruff, mypy and pytest passed in {time.monotonic() - started:.0f} s.", flush=True)
-    return code
-
-
-def checked(commands: dict[str, list[str]]) -> int:
-    """Run commands by name until one fails; its exit code."""
-    for name, command in commands.items():
+    checks = {
+        "ruff": [python, "-m", "ruff", "check", "."],
+        "mypy": [python, "-m", "mypy"],
+        **{f"pytest{name}": [*virtual_screen(), python, "-m", "pytest", *options] for name, options in runs_of_tests(arguments).items()},
+    }
+    for name, command in checks.items():
         print(f"== {name}", flush=True)
         code = call(command, folder=ROOT)
+        if code == 130:
+            return code
         if code:
-            return failed(name, code)
+            print(f"dev.py test: {name} failed (exit code {code}).", flush=True)
+            return code
+    print(f"dev.py test: ruff, mypy and pytest passed in {time.monotonic() - started:.0f} s.", flush=True)
     return 0
 
 
-def failed(name: str, code: int) -> int:
-    """Say so, unless it was the user who ended it."""
-    if code != 130:
-        print(f"dev.py test: {name} failed (exit code {code}).", flush=True)
-    return code
-
-
-@contextlib.contextmanager
-def beside(name: str, command: list[str]) -> Iterator[Callable[[], int]]:
-    """Run a command meanwhile; give a function that waits for it, shows what it printed and gives its exit code."""
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=os.name != "nt")
-
-        def ended() -> int:
-            print(f"== {name} (beside the others)", flush=True)
-            code = wait(process)
-            output.seek(0)
-            print(output.read().decode(errors="replace"), flush=True)
-            return failed(name, code) if code else 0
-
-        try:
-            yield ended
-        finally:
-            if process.poll() is None:
-                if os.name == "nt":
-                    process.kill()
-                else:
-                    os.killpg(process.pid, signal.SIGTERM)  # the screen too
-                process.wait()
+def runs_of_tests(arguments: list[str]) -> dict[str, list[str]]:
+    """Arguments of pytest for each of its runs, by what is told beside its name."""
+    if arguments:
+        return {"": arguments}
+    side_by_side = ["--numprocesses", "auto", *(f"--ignore={folder}" for folder in ONE_PROCESS)]
+    return {", side by side": side_by_side, f" {' '.join(ONE_PROCESS)}": list(ONE_PROCESS)}
 
 
 # The environment
