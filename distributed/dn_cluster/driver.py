@@ -92,6 +92,9 @@ def connect() -> None:
         os.environ.setdefault(name, value)
     import ray
 
+    # Before nodes get the code: one on this machine with the same temporary folder would unpack it over what is imported here.
+    from dn_cluster import loop, preflight  # noqa: F401
+
     if not ray.is_initialized():
         carried = [Path(__file__).parent, Path(dn_core.__file__).parent]
         ray.init(runtime_env={"py_modules": [str(folder) for folder in carried]}, log_to_driver=True)

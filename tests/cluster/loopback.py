@@ -97,7 +97,8 @@ class Cluster:
         self.nodes[number] = self._start(
             self._without([ROOT / "src", ROOT / "distributed", *([self.folder / "absent"] if last else [])]),
             *(f"--address={HEAD}:{PORT}", f"--node-ip-address={self.address(number)}", f"--num-cpus={self.cpus}", "--num-gpus=0"),
-            *("--object-store-memory=100000000", "--include-log-monitor=False", "--disable-usage-stats"),
+            *("--object-store-memory=100000000", "--disable-usage-stats"),
+            f"--temp-dir={self.sessions}-{number}",  # its own: nodes that share one unpack a job's code over each other's
         )
 
     def restart_node(self, number: int) -> None:
@@ -191,7 +192,8 @@ class Cluster:
         if self.small_disk is not None:
             subprocess.run(["umount", "--lazy", self.small_disk], check=True)
         self._disk.rmdir()
-        shutil.rmtree(self.sessions, ignore_errors=True)
+        for folder in self.sessions.parent.glob(f"{self.sessions.name}*"):
+            shutil.rmtree(folder, ignore_errors=True)
         note = Path("/tmp/ray/ray_current_cluster")  # where programs without an address look for a cluster
         if note.is_file() and note.read_text().strip() == f"{HEAD}:{PORT}":
             note.unlink()

@@ -208,8 +208,7 @@ def test_a_copy_that_cannot_be_finished_is_removed(viewer, widget, wait, slow):
     widget.begin.clicked.emit(True)
     wait(lambda: any(name.startswith("noisy") for name in copies()))
     viewer.window.remove_dock_widget(widget.native)
-    wait(lambda: widget.job is None)
-    assert left() == []
+    wait(lambda: widget.job is None and left() == [])
 
 
 def test_copies_of_a_program_that_was_killed_are_removed_and_those_in_use_are_not(widget):
