@@ -1,7 +1,10 @@
-"""Our models beside published networks and classical filters: quality, speed, cold start, memory and training, in one run on a CPU.
+"""Our models beside published networks and classical filters, in one run on a CPU.
 
-``python benchmarks/compare.py --data DIR`` measures everything and writes ``docs/benchmarks.md`` and ``docs/ladder.png``; see
-``benchmarks/README.md``. What is compared and how it is measured lies in ``comparison/``.
+Quality, speed, cold start, memory and training.
+
+``python benchmarks/compare.py --data DIR`` measures everything and writes ``docs/benchmarks.md``
+and ``docs/ladder.png``; see ``benchmarks/README.md``. What is compared and how it is measured lies
+in ``comparison/``.
 """
 
 from __future__ import annotations
@@ -40,7 +43,18 @@ def describe_machine() -> dict[str, Any]:
             key, _, value = line.partition(":")
             cpu = value.strip() if key.strip() == "model name" else cpu
             flags |= set(value.split()) if key.strip() in ("flags", "Features") else set()
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16")
+    wanted = (
+        "avx2",
+        "avx512f",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx512_fp16",
+        "amx_tile",
+        "amx_bf16",
+        "amx_int8",
+        "asimd",
+        "bf16",
+    )
     packages = ("numpy", "torch", "openvino", "scikit-image")
     versions = {"dn_core": dn_core.__version__, "Python": platform.python_version()}
     for package in packages:
@@ -56,13 +70,16 @@ def describe_machine() -> dict[str, Any]:
 
 
 def load_average() -> str:
-    """Of the last minute, where the system tells."""
+    """The load average of the last minute, where the system has one."""
     return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def noise_models() -> list[str]:
     """Our models but those for compression."""
-    kinds = {name: {noise["kind"] for noise in dn_core.load_model(name).card.recipe["noise"]} for name in dn_core.model_names()}
+    kinds = {
+        name: {noise["kind"] for noise in dn_core.load_model(name).card.recipe["noise"]}
+        for name in dn_core.model_names()
+    }
     return [name for name in kinds if "gaussian" in kinds[name]]
 
 
@@ -70,15 +87,41 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     data = Path(os.environ.get("DN_DATA") or ROOT.parent / "shared" / "data")
-    parser.add_argument("--data", type=Path, default=data, help="folder with test/set12, test/set14 and peers (default: DN_DATA)")
-    parser.add_argument("--peers", type=Path, help="folder with peers.json (default: peers in --data)")
-    parser.add_argument("--models", nargs="+", default=noise_models(), help="our models, the one to compare first (default: all for noise)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=data,
+        help="folder with test/set12, test/set14 and peers (default: DN_DATA)",
+    )
+    parser.add_argument(
+        "--baselines", type=Path, help="folder with peers.json (default: peers in --data)"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=noise_models(),
+        help="our models, the one to compare first (default: all for noise)",
+    )
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page")
-    parser.add_argument("--ladder", type=Path, default=ROOT / "docs" / "ladder.png", help="the picture of speed against quality")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page"
+    )
+    parser.add_argument(
+        "--ladder",
+        type=Path,
+        default=ROOT / "docs" / "ladder.png",
+        help="the picture of speed against quality",
+    )
     parser.add_argument("--json", type=Path, help="also write the figures as JSON")
-    parser.add_argument("--earlier", type=Path, metavar="JSON", help="take other parts from an earlier run's figures, of the same machine")
-    parser.add_argument("--quick", action="store_true", help="fewer images, levels and repeats: to try the script")
+    parser.add_argument(
+        "--earlier",
+        type=Path,
+        metavar="JSON",
+        help="take other parts from an earlier run's figures, of the same machine",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer images, levels and repeats: to try the script"
+    )
     parser.add_argument("--limit", type=int, help="only the first images of each set")
     options = parser.parse_args(arguments)
     options.parts = options.parts.split(",")
@@ -86,7 +129,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--parts has {unknown}; some of {', '.join(PARTS)} are expected")
     if options.limit is not None and options.limit < 1:
         parser.error(f"--limit is {options.limit}; 1 or more is expected")
-    options.peers = options.peers or options.data / "peers"
+    options.baselines = options.baselines or options.data / "peers"
     if options.quick and options.limit is None:
         options.limit = 3
     return options
@@ -105,22 +148,37 @@ def command_of(options: argparse.Namespace) -> str:
 
 
 def parts_of(earlier: Path, machine: dict[str, Any], measured: list[str]) -> dict[str, Any]:
-    """What an earlier run's figures have beyond the parts to measure now; of the same machine and versions only."""
+    """Results of an earlier run for the parts that are not measured now.
+
+    Only those of the same machine and versions.
+    """
     found: dict[str, Any] = json.loads(earlier.read_text(encoding="utf-8"))
     for name in ("cpu", "cores", "system", "versions"):
         if found["machine"][name] != machine[name]:
-            raise ValueError(f"{earlier} is of {name} {found['machine'][name]}; {machine[name]} is here. Measure all parts.")
+            raise ValueError(
+                f"{earlier} is of {name} {found['machine'][name]}; {machine[name]} is here. "
+                "Measure all parts."
+            )
     parts = [part for part in PARTS if found.get(part) and part not in measured]
-    return {**{part: found[part] for part in parts}, "earlier": {"date": found["date"], "parts": parts}, "short": found["short"]}
+    return {
+        **{part: found[part] for part in parts},
+        "earlier": {"date": found["date"], "parts": parts},
+        "short": found["short"],
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, then write the page."""
     options = read_options(arguments)
     began = time.perf_counter()
-    results: dict[str, Any] = {"command": command_of(options), "date": datetime.date.today().isoformat()}
+    results: dict[str, Any] = {
+        "command": command_of(options),
+        "date": datetime.date.today().isoformat(),
+    }
     results["machine"] = {**describe_machine(), "load_before": load_average()}
-    results |= parts_of(options.earlier, results["machine"], options.parts) if options.earlier else {}
+    results |= (
+        parts_of(options.earlier, results["machine"], options.parts) if options.earlier else {}
+    )
     results["short"] = results.get("short", False) or options.quick or options.limit is not None
     measure: dict[str, Callable[[argparse.Namespace], Any]] = {
         "speed": measure_speed,

@@ -19,5 +19,7 @@ def put_into(page: Path, name: str, text: str) -> None:
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(end)
     if not found:
-        raise ValueError(f"{page} has no {begin} ... {end}; both are expected. Put them where the table belongs.")
+        raise ValueError(
+            f"{page} has no {begin} ... {end}; both are expected. Put them where the table belongs."
+        )
     page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")

@@ -1,8 +1,10 @@
-"""How the plugin feels: preview latency, and how long the window stands still while a stack is denoised.
+"""Responsiveness of the plugin: preview latency, and stalls of the window during denoising.
 
-``xvfb-run -a -s "-screen 0 1400x1000x24" python benchmarks/plugin.py`` prints its figures in a minute or two. A stall is the longest time
-between two ticks of a timer of 5 ms in the window's event loop, in milliseconds. In turns it is taken of a run until its layer is added, of
-the moment when napari adds it, of napari adding another layer of that size by itself, and of the idle window for as long as the run.
+``xvfb-run -a -s "-screen 0 1400x1000x24" python benchmarks/plugin.py`` prints its figures in a
+minute or two. A stall is the longest time between two ticks of a timer of 5 ms in the window's
+event loop, in milliseconds. In turns it is taken of a run until its layer is added, of the moment
+when napari adds it, of napari adding another layer of that size by itself, and of the idle window
+for as long as the run.
 """
 
 from __future__ import annotations
@@ -73,7 +75,10 @@ def wait(until: Callable[[], Any]) -> float:
     loop.exec()
     timer.stop()
     if not so:
-        raise TimeoutError(f"what was waited for did not come in {LIMIT:g} s; the machine is too busy for this. Try again later.")
+        raise TimeoutError(
+            f"what was waited for did not come in {LIMIT:g} s; the machine is too busy for this. "
+            "Try again later."
+        )
     return time.perf_counter() - began
 
 
@@ -84,13 +89,20 @@ def sleep(seconds: float) -> Callable[[], bool]:
 
 
 def preview_latency(viewer: Any, widget: Any, rounds: int) -> list[float]:
-    """Milliseconds from a change (another plane of 256x256 pixels) to its denoised picture, the delay of 60 ms included."""
+    """Milliseconds from a change (another plane of 256x256 pixels) to its preview.
+
+    The delay of 60 ms is included.
+    """
     widget.preview_on.value = True
     wait(lambda: widget.preview.layer is not None and not widget.preview.busy)
     times = []
     for plane in range(1, 1 + rounds):
         viewer.dims.set_current_step(0, plane)
-        shown = lambda plane=plane: not widget.preview.busy and round(widget.preview.layer.data_to_world((0, 0, 0))[0]) == plane  # noqa: E731
+
+        def shown(plane=plane):
+            place = widget.preview.layer.data_to_world((0, 0, 0))
+            return not widget.preview.busy and round(place[0]) == plane
+
         times.append(1000 * wait(shown))
     widget.preview_on.value = False
     wait(sleep(REST))
@@ -98,7 +110,7 @@ def preview_latency(viewer: Any, widget: Any, rounds: int) -> list[float]:
 
 
 def denoise(viewer: Any, widget: Any, watch: Stalls) -> tuple[float, float, float]:
-    """A run: its seconds until the layer is added, its longest stall until then, and the one when it is added."""
+    """Seconds of a run until its layer is added, its longest stall until then, and the one then."""
     before: list[float] = []
 
     def added(event: Any) -> None:
@@ -109,14 +121,19 @@ def denoise(viewer: Any, widget: Any, watch: Stalls) -> tuple[float, float, floa
     began = time.perf_counter()
     watch.begin()
     widget.run.clicked.emit(True)
-    end = watch.until(lambda: before and widget.job is None)
+    end = watch.until(lambda: before and widget.task is None)
     viewer.layers.events.inserting.disconnect(added)
     return before[0], before[1], end
 
 
 def stalls(viewer: Any, widget: Any, rounds: int) -> dict[str, list[float]]:
     """The longest stalls of each round, after a run to warm up."""
-    found: dict[str, list[float]] = {"denoising": [], "its end": [], "napari adds a layer": [], "idle": []}
+    found: dict[str, list[float]] = {
+        "denoising": [],
+        "its end": [],
+        "napari adds a layer": [],
+        "idle": [],
+    }
     watch = Stalls()
     stack = noisy(2, SIDE)
     viewer.add_image(stack, name="large")
@@ -126,7 +143,10 @@ def stalls(viewer: Any, widget: Any, rounds: int) -> dict[str, list[float]]:
     stack = noisy(min(max(2, round(rate * SECONDS)), MOST_PLANES), SIDE)
     viewer.add_image(stack, name="large")
     wait(sleep(REST))
-    print(f"longest stall in ms, {' x '.join(map(str, stack.shape))} pixels of 16 bits, {rounds} rounds:")
+    print(
+        f"longest stall in ms, {' x '.join(map(str, stack.shape))} pixels of 16 bits, {rounds} "
+        "rounds:"
+    )
     for _ in range(rounds):
         seconds, *values = denoise(viewer, widget, watch)
         viewer.layers.remove(widget.result.layer)
@@ -150,7 +170,9 @@ def noisy(planes: int, side: int) -> Any:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each thing is measured")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
@@ -164,9 +186,15 @@ def main() -> None:
         try:
             print(f"napari {napari.__version__}, {os.cpu_count()} cores{load()}")
             latencies = preview_latency(viewer, widget, rounds)
-            print(f"preview of 256 x 256 after a change: median {statistics.median(latencies):.0f} ms, longest {max(latencies):.0f} ms")
+            print(
+                f"preview of 256 x 256 after a change: median {statistics.median(latencies):.0f} "
+                f"ms, longest {max(latencies):.0f} ms"
+            )
             for what, values in stalls(viewer, widget, rounds).items():
-                print(f"  {what}: median {statistics.median(values):.0f} ({', '.join(f'{value:.0f}' for value in values)})")
+                print(
+                    f"  {what}: median {statistics.median(values):.0f} "
+                    f"({', '.join(f'{value:.0f}' for value in values)})"
+                )
             print(f"at the end{load()}")
         finally:
             widget.cancel()

@@ -1,9 +1,14 @@
-"""Make a trained network's blocks depthwise-separable, one by one, on a cluster with Ray or in this process (the paper's section 3.2).
+"""Replace a trained network's blocks by depthwise-separable ones, on a cluster or in this process.
 
-ray job submit --working-dir . -- python distributed/evolve.py ds-dn-resnet-13 --data /data/images --storage /data/runs --workers 4 --gpus 1
+One block is replaced in each stage, from the last to the first (the paper's section 3.2).
+
+ray job submit --working-dir . -- python distributed/evolve.py ds-dn-resnet-13 --data /data/images
+--storage /data/runs --workers 4 --gpus 1
 """
 
-from dn_cluster.command import run_script
+from dn_cluster.command import TrainingScript, run_training_script
 
 if __name__ == "__main__":
-    run_script(__doc__, plans=("evolve", "evolve-once"), other="cascade.py")
+    run_training_script(
+        __doc__, TrainingScript(plans=("evolve", "evolve-once"), other="cascade.py")
+    )

@@ -1,80 +1,151 @@
-"""Train a family of models on a cluster with Ray: what is missing of it, side by side; run again, it goes on.
+"""Train a family of models on a cluster with Ray: all missing models, side by side.
 
-ray job submit --working-dir . -- python distributed/family.py --data /data/images --storage /data/runs --gpus 0.25
+ray job submit --working-dir . -- python distributed/family.py --data /data/images --storage
+/data/runs --gpus 0.25
 
-Without MODEL it is all shipped recipes: the paper's 16 levels of noise, blind, edge-aware, depthwise-separable, JPEG, and our own.
+Without MODEL it trains all bundled recipes: the paper's 16 noise levels, blind, edge-aware,
+depthwise-separable and JPEG models, and our own. Run it again to train what is still missing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dn_cluster.command import app_of, explained
+from dn_cluster.command import (
+    Cpus,
+    Data,
+    Debug,
+    MaxFailures,
+    Precision,
+    SkipBad,
+    Steps,
+    StorageAddress,
+    Wait,
+    command_app,
+    run_and_report,
+)
+
+if TYPE_CHECKING:
+    from dn_cluster.training_job import TrainingJob
+
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="MODEL", help="Bundled recipes or TOML files. Default: all."),
+]
+Large = Annotated[
+    list[str] | None, typer.Option(help="A model to train with several workers. Repeatable.")
+]
+Gpus = Annotated[float, typer.Option(min=0, help="GPUs per model; 0.25 puts four on each GPU.")]
+Workers = Annotated[int, typer.Option(min=1, help="Workers of a large model.")]
+LargeGpus = Annotated[float, typer.Option(min=0, help="GPUs per worker of a large model.")]
+Status = Annotated[bool, typer.Option("--status", help="Only show which models are done.")]
 
 
 def main(
-    data: Annotated[str, typer.Option(help="Folder of clean images, as all nodes see it.")],
-    storage: Annotated[str, typer.Option(help="Folder that all nodes share, or an address such as s3://bucket/runs.")],
-    model: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Shipped recipes or TOML files; default: all.")] = None,
-    large: Annotated[list[str] | None, typer.Option(help="A model to train by several workers; may be given several times.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Scale the recipes to this many steps a stage, a longer last one alike.")] = None,
-    cpus: Annotated[float, typer.Option(min=1, help="CPUs of a model or worker.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of a model; 0.25 puts four on each.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Workers of a large model.")] = 2,
-    large_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker of a large model.")] = 0,
-    precision: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
-    max_failures: Annotated[int, typer.Option(min=0, help="How often a model's lost workers are replaced.")] = 3,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for nodes.")] = 30,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be used.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Only say what is done.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    data: Data,
+    storage: StorageAddress,
+    model: Models = None,
+    large: Large = None,
+    steps: Steps = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    workers: Workers = 2,
+    large_gpus: LargeGpus = 0,
+    precision: Precision = "auto",
+    max_failures: MaxFailures = 3,
+    wait: Wait = 30,
+    skip_bad: SkipBad = False,
+    status: Status = False,
+    debug: Debug = False,
 ) -> None:
-    """Train what is missing of the models; their table is printed."""
+    """Train the missing models and print a table of all."""
 
     def train() -> str:
-        from dn_cluster.job import Job, load_start  # these bring torch, which the help does not need
-        from dn_cluster.members import look_up, status_table, train_family
+        # These import torch, which --help does not need.
         from dn_cluster.storage import Storage
+        from dn_cluster.training_job import TrainingJob, load_start_model
         from dn_core.training.recipes import load_recipe, recipe_names
 
-        place, shipped = Storage.at(storage), recipe_names()
+        run_storage, bundled = Storage.at(storage), recipe_names()
 
-        def job(name: str) -> Job:
+        def job(name: str) -> TrainingJob:
             recipe = load_recipe(name)
             recipe = recipe if steps is None else recipe.with_steps(steps)
-            many = name in (large or ())
-            return Job(
+            is_large = name in (large or ())
+            return TrainingJob(
                 recipe,
                 data=Storage.at(data).address,
-                storage=place,
-                name=name if name in shipped else recipe.name,  # of two shipped recipes for one model, such as dn-fast and dn-fast-gpu
-                workers=workers if many else 0,
+                storage=run_storage,
+                # Two bundled recipes may train the same model, as dn-fast and dn-fast-gpu do.
+                name=name if name in bundled else recipe.name,
+                workers=workers if is_large else 0,
                 cpus=cpus,
-                gpus=large_gpus if many else gpus,
+                gpus=large_gpus if is_large else gpus,
                 precision=precision,
                 max_failures=max_failures,
                 skip_bad=skip_bad,
-                start=load_start(recipe, place),
+                start=load_start_model(recipe, run_storage),
             )
 
-        jobs = list(map(job, dict.fromkeys([*(model or shipped), *(large or ())])))
-        if twice := sorted(name for name, count in Counter(one.name for one in jobs).items() if count > 1):
-            raise ValueError(f"several recipes have the name {twice[0]!r}; each model of a family needs its own. Change one of them.")
-        members = {member.job.name: member for member in map(look_up, jobs)}
-        if not status:
-            for member in train_family(list(members.values()), max_failures, wait):
-                members[member.job.name] = member
-                print(f"\n{status_table(members.values())}\n", flush=True)
-        if failed := [name for name, member in members.items() if member.state == "failed"]:
-            print(status_table(members.values()), flush=True)
-            raise RuntimeError(f"{len(failed)} of {len(members)} models failed: {', '.join(failed)}. Run it again for these.")
-        return status_table(members.values())
+        names = dict.fromkeys([*(model or bundled), *(large or ())])
+        return train_models([job(name) for name in names], status, max_failures, wait)
 
-    explained(train, debug)
+    run_and_report(train, debug)
+
+
+def train_models(
+    jobs: Sequence[TrainingJob], status_only: bool, max_failures: int, wait: float
+) -> str:
+    """Train the models of jobs that are missing.
+
+    Parameters
+    ----------
+    jobs : sequence of TrainingJob
+        A job for each model of the family.
+    status_only : bool
+        Whether nothing is trained.
+    max_failures : int
+        How often lost workers are replaced.
+    wait : float
+        Seconds to wait for nodes.
+
+    Returns
+    -------
+    str
+        A table of the models' states.
+
+    Raises
+    ------
+    ValueError
+        When two jobs have the same name.
+    RuntimeError
+        When a model failed.
+    """
+    from dn_cluster.family_models import find_model, status_table, train_family
+
+    counts = Counter(job.name for job in jobs)
+    if duplicates := sorted(name for name, count in counts.items() if count > 1):
+        raise ValueError(
+            f"each model of a family must have its own name, got several recipes named "
+            f"{duplicates[0]!r}. Rename one of them."
+        )
+    models = {job.name: find_model(job) for job in jobs}
+    if not status_only:
+        for model in train_family(list(models.values()), max_failures, wait):
+            models[model.job.name] = model
+            print(f"\n{status_table(models.values())}\n", flush=True)
+    if failed := [name for name, model in models.items() if model.state == "failed"]:
+        print(status_table(models.values()), flush=True)
+        raise RuntimeError(
+            f"{len(failed)} of {len(models)} models failed: {', '.join(failed)}. Run the same "
+            "command again to train these."
+        )
+    return status_table(models.values())
 
 
 if __name__ == "__main__":
-    app_of(main, __doc__)()
+    command_app(main, __doc__)()

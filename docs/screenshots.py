@@ -1,4 +1,7 @@
-"""Makes the pictures of docs/plugin.md in a real napari window: ``xvfb-run -s "-screen 0 1600x1200x24" python docs/screenshots.py``."""
+"""Makes the pictures of the plugin's pages in a real napari window.
+
+``xvfb-run -s "-screen 0 1600x1200x24" python docs/screenshots.py``
+"""
 
 from __future__ import annotations
 
@@ -63,38 +66,50 @@ def pause(seconds: float = 0.7) -> None:
 def save(viewer: Any, name: str) -> None:
     """Take a picture of the whole window, with few colours: it is mostly grey."""
     pause()
-    picture = Image.fromarray(np.asarray(viewer.screenshot(canvas_only=False, flash=False))[..., :3])
-    picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    picture = Image.fromarray(
+        np.asarray(viewer.screenshot(canvas_only=False, flash=False))[..., :3]
+    )
+    picture = picture.resize(
+        (WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS
+    )
     picture.quantize(192).save(FOLDER / f"{name}.png", optimize=True)
     print(f"{name}: {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
 
 
 def denoise_and_compare() -> None:
-    """The preview on half of what is seen, the result, and the residual."""
+    """The preview on half of what is seen, the plan with the result, and the residual."""
+    from napari_dnresnet.view import camera
+
     viewer = opened("cells")
     denoise = widget(viewer, "Denoise layer")
     pause()
-    viewer.camera.zoom *= 2
-    viewer.camera.center = (0, 32, 32)
+    view = camera(viewer)
+    view.zoom *= 2
+    view.center = (0, 32, 32)
     denoise.preview.limit = 128
     denoise.preview_on.value = True
     wait(lambda: denoise.preview.layer is not None and not denoise.preview.busy)
     save(viewer, "preview")
+    denoise.plan.button.click()
+    wait(lambda: not denoise.plan.busy)
     denoise.run.clicked.emit(True)
-    wait(lambda: denoise.job is None)
+    wait(lambda: denoise.task is None)
     save(viewer, "denoise")
+    denoise.plan.button.click()
     denoise.residual.clicked.emit(True)
     save(viewer, "residual")
     viewer.close()
 
 
 def train_and_models() -> None:
-    """A training of two minutes, then the list of models."""
+    """A training run of four minutes, then the list of models."""
     viewer = opened("cells")
     train = widget(viewer, "Train denoiser")
-    train.noisy.value, train.clean.value, train.minutes.value = viewer.layers["nuclei"], viewer.layers["nuclei truth"], 2
+    train.noisy.value = viewer.layers["nuclei"]
+    train.clean.value = viewer.layers["nuclei ground truth"]
+    train.minutes.value = 4
     train.begin.clicked.emit(True)
-    wait(lambda: len(train.curve.points) > 6)
+    wait(lambda: len(train.curve.points) > 10 or not train.busy)
     save(viewer, "train")
     wait(lambda: not train.busy)
     viewer.window.remove_dock_widget(train.native)

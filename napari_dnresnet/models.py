@@ -1,4 +1,4 @@
-"""The dock widget "Denoising models": what there is, what each is for, and getting more."""
+"""The dock widget "Denoising models": list, describe, add, download and delete models."""
 
 from __future__ import annotations
 
@@ -7,40 +7,72 @@ from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import ComboBox, Label, LineEdit, PushButton, SpinBox
 from psygnal import Signal
-from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QHeaderView, QTableWidget, QTableWidgetItem
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QFileDialog,
+    QHeaderView,
+    QTableWidget,
+    QTableWidgetItem,
+)
 
 from napari_dnresnet.docks import Dock, side_by_side
-from napari_dnresnet.jobs import sentence
-from napari_dnresnet.settings import DEVICES, PREVIEW_SIZES, on_change, preferences, remember, use_models_folder
+from napari_dnresnet.settings import (
+    DEVICES,
+    PREVIEW_SIZES,
+    on_change,
+    preferences,
+    remember,
+    use_models_folder,
+)
 
 if TYPE_CHECKING:
     import napari
 
     from dn_core.models.index import Entry
 
-__all__ = ["ModelsWidget", "card_in_words", "model_list", "model_names"]
+__all__ = ["ModelsWidget", "card_text", "model_list", "model_names", "models_here"]
 
-COLUMNS = ("Model", "Made for", "kB", "Where")
-WHERE = {"bundled": "comes with it", "downloaded": "downloaded", "own": "own", "remote": "to download"}
+COLUMNS = ("Model", "Made for", "kB", "Origin")
+ORIGINS = {
+    "bundled": "bundled",
+    "downloaded": "downloaded",
+    "own": "own",
+    "remote": "to download",
+}
 
-
-MEASURED = 1.0
-"""Megapixels from which a run says how fast a model is; in smaller ones it is mostly the start."""
+MEASURED_MEGAPIXELS = 1.0
+"""Smaller runs do not show how fast a model is: most of their time is the start of the engine."""
 
 
 class _ModelList:
-    """Says to all widgets that list models that there are others than before, and keeps how fast they were."""
+    """Tells all widgets that the list of models has changed, and keeps how fast models were."""
 
     changed = Signal()
     timed = Signal()
 
     def __init__(self) -> None:
         self.speeds: dict[str, str] = {}
+        """How fast each model was, in words, by the hash of its file."""
 
     def note_run(self, sha256: str, megapixels: float, rate: float, engine: str) -> None:
-        """Keep the rate of a run, in megapixels per second, in words."""
-        if megapixels >= MEASURED:
-            self.speeds[sha256] = f"about {rate:.2g} megapixels per second here (last run: {megapixels:.3g} megapixels, {engine})"
+        """Keep how fast a run was.
+
+        Parameters
+        ----------
+        sha256 : str
+            Hash of the model's file.
+        megapixels : float
+            How many were denoised; see `MEASURED_MEGAPIXELS`.
+        rate : float
+            Megapixels per second.
+        engine : str
+            What computed them, in words.
+        """
+        if megapixels >= MEASURED_MEGAPIXELS:
+            self.speeds[sha256] = (
+                f"about {rate:.2g} megapixels per second here (last run: {megapixels:.3g} "
+                f"megapixels, {engine})"
+            )
             self.timed.emit()
 
 
@@ -56,128 +88,158 @@ def models_here() -> tuple[Entry, ...]:
 
 
 def model_names(widget: Any = None) -> list[str]:
-    """Their names, as choices of a magicgui widget."""
+    """The names of `models_here`, as choices of a magicgui widget."""
     return [entry.name for entry in models_here()]
 
 
-def card_in_words(entry: Entry) -> str:
-    """What a person wants to know of a model."""
-    from dn_core.inference.denoise import load_model
+def card_text(entry: Entry) -> str:
+    """A description of a model for the user, from its card."""
+    from dn_core import load_model
 
     card = entry.card()
-    lines = [f"{card.name}: {card.description}", f"Made for: {card.noise or 'not said'}"]
+    lines = [f"{card.name}: {card.description}", f"Made for: {card.noise or 'not stated'}"]
     if card.scores:
-        lines.append("Scores (dB): " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in card.scores.items()))
+        scores = (f"{name.replace('_', ' ')} {value}" for name, value in card.scores.items())
+        lines.append(f"Scores (dB): {', '.join(scores)}")
     if steps := card.training.get("steps"):
-        lines.append(f"Trained for {steps:,} steps ({card.training.get('megapixels', 0):,.0f} megapixels)")
-    speed = [f"{load_model(entry.path).config.macs_per_pixel:,.0f} multiplications per pixel"] if entry.kind != "remote" else []
-    speed += [model_list.speeds[entry.sha256]] if entry.sha256 in model_list.speeds else []
-    lines += [f"Speed: {'; '.join(speed)}"] if speed else []
-    lines.append(f"Licence: {card.licence or 'not said'}; {entry.bytes / 1000:,.0f} kB; sha256 {entry.sha256[:16]}...")
+        megapixels = card.training.get("megapixels", 0)
+        lines.append(f"Trained for {steps:,} steps ({megapixels:,.0f} megapixels)")
+    speed = []
+    if entry.kind != "remote":
+        macs = load_model(entry.path).config.macs_per_pixel
+        speed.append(f"{macs:,.0f} multiplications per pixel")
+    if entry.sha256 in model_list.speeds:
+        speed.append(model_list.speeds[entry.sha256])
+    if speed:
+        lines.append(f"Speed: {'; '.join(speed)}")
+    lines.append(
+        f"License: {card.license or 'not stated'}; {entry.bytes / 1000:,.0f} kB; sha256 "
+        f"{entry.sha256[:16]}..."
+    )
     return "\n".join(lines)
 
 
 class ModelsWidget(Dock):
-    """List, look at, add, download and delete models."""
+    """List, describe, add, download and delete models."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__(viewer)
         self._entries: list[Entry] = []
         self._remote: list[Entry] = []
-        self._asked = self._here = ""
+        self._asked = self._shown_folder = ""
         self.table = QTableWidget(0, len(COLUMNS))
         self.card = Label(value="")
         self.add = PushButton(text="Add a file ...")
         self.delete = PushButton(text="Delete")
         self.registry = LineEdit(label="Registry", value=preferences().registry)
-        self.look = PushButton(text="Look there")
+        self.list = PushButton(text="List models")
         self.download = PushButton(text="Download")
         self.stop = PushButton(text="Cancel")
         self.folder = LineEdit(label="Models folder")
         self.device = ComboBox(label="Device", choices=DEVICES)
-        self.preview = SpinBox(label="Preview size", min=PREVIEW_SIZES[0], max=PREVIEW_SIZES[1], step=64)
+        self.preview = SpinBox(
+            label="Preview size", min=PREVIEW_SIZES[0], max=PREVIEW_SIZES[1], step=64
+        )
         self.arrange(
             self.card,
             side_by_side(self.add, self.delete),
             self.registry,
-            side_by_side(self.look, self.download, self.stop),
-            *(self.bar, self.status),
+            side_by_side(self.list, self.download, self.stop),
+            self.bar,
+            self.status,
             Label(value="Settings, as in File > Preferences:"),
-            *(self.folder, self.device, self.preview),
+            self.folder,
+            self.device,
+            self.preview,
         )
-        self._dress()
+        self._set_up_table()
+        self._connect()
+        self._settings_changed()
+
+    def _connect(self) -> None:
         self.add.clicked.connect(lambda: self.add_file())
         self.delete.clicked.connect(self.delete_chosen)
-        self.look.clicked.connect(self.look_there)
+        self.list.clicked.connect(self.list_models)
         self.download.clicked.connect(self.download_chosen)
         self.stop.clicked.connect(self.cancel)
-        self.folder.native.editingFinished.connect(lambda: remember(models=self.folder.value.strip()))
+        self.folder.native.editingFinished.connect(
+            lambda: remember(models=self.folder.value.strip())
+        )
         self.device.changed.connect(lambda device: remember(device=device))
         self.preview.changed.connect(lambda size: remember(preview=size))
         on_change(self._settings_changed)
         model_list.changed.connect(self.refresh)
         model_list.timed.connect(self._show_card)
-        self._settings_changed()
 
-    def _dress(self) -> None:
+    def _set_up_table(self) -> None:
         self.table.setHorizontalHeaderLabels(COLUMNS)
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.table.verticalHeader().hide()
-        self.table.horizontalHeader().setSectionResizeMode(1, QHeaderView.ResizeMode.Stretch)
+        rows, columns = self.table.verticalHeader(), self.table.horizontalHeader()
+        if rows is not None and columns is not None:
+            rows.hide()
+            columns.setSectionResizeMode(1, QHeaderView.ResizeMode.Stretch)
         self.table.setMinimumHeight(90)
         self.native.layout().insertWidget(0, self.table)
         self.registry.tooltip = "A folder, or an address such as https://example.org/models"
         self.table.itemSelectionChanged.connect(self._show_card)
 
     def _settings_changed(self, *_: Any) -> None:
-        """Show the preferences; list the models of the folder that they name now."""
+        """Show the preferences, and the models of their folder."""
         if not self._alive:
             return
-        from dn_core.models.registry import models_folder
+        from dn_core.models import models_folder
 
         now = preferences()
-        for widget, value in ((self.folder, now.models), (self.device, now.device), (self.preview, now.preview)):
+        for widget, value in (
+            (self.folder, now.models),
+            (self.device, now.device),
+            (self.preview, now.preview),
+        ):
             with widget.changed.blocked():
                 widget.value = value
         use_models_folder()
-        here = str(models_folder())
-        self.folder.native.setPlaceholderText(here)
-        if here != self._here:
-            self._here = here
+        folder = str(models_folder())
+        self.folder.native.setPlaceholderText(folder)
+        if folder != self._shown_folder:
+            self._shown_folder = folder
             model_list.changed.emit()
 
     # The list
 
     def refresh(self) -> None:
-        """Show what there is now."""
+        """List the models on this machine and those of the registry that was listed."""
         if not self._alive:
             return
         from dn_core.models import registry
 
-        chosen = self.chosen
+        chosen, default = self.chosen, registry.default_name()
         here = list(models_here())
         known = {(entry.name, entry.sha256) for entry in here}
-        self._entries = here + [entry for entry in self._remote if (entry.name, entry.sha256) not in known]
+        self._entries = here + [
+            entry for entry in self._remote if (entry.name, entry.sha256) not in known
+        ]
         self.table.setRowCount(len(self._entries))
         for row, entry in enumerate(self._entries):
-            name = f"{entry.name} (default)" if entry.name == registry.default_name() else entry.name
-            noise = _card_noise(entry)
-            for column, text in enumerate((name, noise, f"{entry.bytes / 1000:,.0f}", WHERE[entry.kind])):
+            name = f"{entry.name} (default)" if entry.name == default else entry.name
+            size = f"{entry.bytes / 1000:,.0f}"
+            texts = (name, _card_noise(entry), size, ORIGINS[entry.kind])
+            for column, text in enumerate(texts):
                 item = QTableWidgetItem(text)
                 item.setToolTip(text)
                 self.table.setItem(row, column, item)
-        self.choose(chosen.name if chosen is not None else registry.default_name())
+        self.choose(default if chosen is None else chosen.name)
 
     @property
     def chosen(self) -> Entry | None:
         """The model whose row is selected."""
-        rows = self.table.selectionModel().selectedRows()
+        selection = self.table.selectionModel()
+        rows = [] if selection is None else selection.selectedRows()
         return self._entries[rows[0].row()] if rows else None
 
     def choose(self, name: str) -> None:
-        """Select a row; of two with that name the one to download comes second."""
+        """Select the row of a model; the one on this machine if there is another to download."""
         for row, entry in enumerate(self._entries):
             if entry.name == name:
                 self.table.selectRow(row)
@@ -185,14 +247,16 @@ class ModelsWidget(Dock):
         self._show_card()
 
     def _show_card(self) -> None:
+        from dn_core.errors import error_message
+
         if not self._alive:
             return
         entry = self.chosen
         self._asked, self.delete.text = "", "Delete"
         try:
-            self.card.value = "" if entry is None else card_in_words(entry)
+            self.card.value = "" if entry is None else card_text(entry)
         except (ValueError, OSError) as error:
-            self.card.value = sentence(error)
+            self.card.value = error_message(error)
         self._show_state()
 
     def _show_state(self) -> None:
@@ -202,48 +266,63 @@ class ModelsWidget(Dock):
         kind = None if self.chosen is None else self.chosen.kind
         self.delete.enabled = not self.busy and kind in ("downloaded", "own")
         self.download.enabled = not self.busy and kind == "remote"
-        self.look.enabled = not self.busy
+        self.list.enabled = not self.busy
         self.stop.enabled = self.busy
 
-    # What can be done
+    # Actions
 
     def add_file(self, path: str = "") -> None:
         """Copy a model file into the models folder; without `path` the user is asked."""
-        path = path or QFileDialog.getOpenFileName(self.native, "Add a model", "", "Models (*.safetensors)")[0]
-        if path:
-            from dn_core.models import registry
+        from dn_core.models import registry
 
-            self._try(lambda: registry.add(path), lambda entry: (f"Added {entry.name}.", entry.name))
+        if not path:
+            path, _ = QFileDialog.getOpenFileName(
+                self.native, "Add a model", "", "Models (*.safetensors)"
+            )
+        if not path:
+            return
+        try:
+            name = registry.add(path).name
+        except (ValueError, OSError) as error:
+            self.tell_error(error)
+            return
+        self._changed(f"Added {name}.", name)
 
     def delete_chosen(self) -> None:
-        """Delete the model that is selected from this machine."""
+        """Delete the selected model from this machine; own ones after asking again."""
+        from dn_core.models import registry
+
         entry = self.chosen
-        if entry is not None and entry.kind == "own" and self._asked != entry.name:
+        if entry is None:
+            return
+        if entry.kind == "own" and self._asked != entry.name:
             self._asked = entry.name
             self.delete.text = "Really delete?"
-            self.tell(f"{entry.name} is your own, and there may be no other copy. Press again to delete it.")
-        elif entry is not None:
-            from dn_core.models import registry
-
-            self._try(lambda: registry.remove(entry.name), lambda _: (f"Deleted {entry.name}.", registry.default_name()))
-
-    def _try(self, act: Any, told: Any) -> None:
-        try:
-            text, name = told(act())
-        except (ValueError, OSError) as error:
-            self.tell(sentence(error))
+            self.tell(
+                f"{entry.name} is your own model, and there may be no other copy. Press again to "
+                "delete it."
+            )
             return
+        try:
+            registry.remove(entry.name)
+        except (ValueError, OSError) as error:
+            self.tell_error(error)
+            return
+        self._changed(f"Deleted {entry.name}.", registry.default_name())
+
+    def _changed(self, text: str, chosen: str) -> None:
+        """The models on this machine have changed: update all lists, and say it."""
         model_list.changed.emit()
-        self.choose(name)
+        self.choose(chosen)
         self.tell(text)
 
-    def look_there(self) -> None:
-        """List what the registry offers."""
+    def list_models(self) -> None:
+        """List the models of the registry."""
         address = self.registry.value.strip()
-        if self.job is not None:
+        if self.task is not None:
             return
         if not address:
-            self.tell("No registry is named; a folder or an https address is expected. Type one above.")
+            self.tell("Enter a registry above: a folder or an https address.")
             return
         remember(registry=address)
 
@@ -252,7 +331,7 @@ class ModelsWidget(Dock):
 
             yield remote_entries(address)
 
-        self.tell(f"Looking at {address} ...")
+        self.tell(f"Listing the models of {address} ...")
         self.show_progress(0, 0)
         self.work(steps, self._listed)
 
@@ -260,12 +339,12 @@ class ModelsWidget(Dock):
         self._remote = list(entries)
         self.refresh()
         count = sum(entry.kind == "remote" for entry in self._entries)
-        self.tell(f"{len(entries)} models there, {count} of them to download.")
+        self.tell(f"The registry has {len(entries)} models, {count} of them to download.")
 
     def download_chosen(self) -> None:
-        """Fetch the model that is selected."""
+        """Download the selected model."""
         entry, address = self.chosen, self.registry.value.strip()
-        if self.job is not None or entry is None or entry.kind != "remote":
+        if self.task is not None or entry is None or entry.kind != "remote":
             return
 
         def steps() -> Iterator[Any]:
@@ -280,13 +359,12 @@ class ModelsWidget(Dock):
     def _downloaded(self, name: str, step: Any) -> None:
         self.show_progress(step.done, step.total)
         if step.path is not None:
-            model_list.changed.emit()
-            self.choose(name)
-            self.tell(f"Downloaded {name}; it is in every list of models.")
+            self._changed(f"Downloaded {name}; it can be chosen in all lists of models.", name)
 
 
 def _card_noise(entry: Entry) -> str:
+    """The noise that a model was made for."""
     try:
         return str(entry.card().noise)
     except (ValueError, OSError):
-        return "cannot be read"
+        return "unreadable"

@@ -1,4 +1,4 @@
-"""The live preview: what is on screen of a layer, denoised, in a layer of its own that follows the view."""
+"""The live preview: the visible part of a layer, denoised, in a layer that follows the view."""
 
 from __future__ import annotations
 
@@ -11,42 +11,54 @@ import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer
 
-from napari_dnresnet.jobs import Job, sentence
-from napari_dnresnet.layers import Axes, Region, bare, camera, highest_level, layer_settings, region_affine, visible_region
-from napari_dnresnet.stand_ins import StandIns, shines_through
+from napari_dnresnet.axes import LayerAxes
+from napari_dnresnet.background import BackgroundTask
+from napari_dnresnet.layers import highest_level, layer_settings, unwrapped
+from napari_dnresnet.view import Region, camera, region_affine, visible_region
+from napari_dnresnet.visibility import LayerGroup, is_see_through
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-__all__ = ["PREVIEW", "Preview", "Wish", "is_preview"]
+__all__ = ["PREVIEW", "Preview", "PreviewRequest", "is_preview"]
 
 PREVIEW = "dnresnet preview"
-"""Marks a layer as a preview, in its metadata."""
+"""The key in a layer's metadata that marks it as a preview."""
 LOOKS = ("contrast_limits", "colormap", "gamma")
 PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")
 FOLLOWED = ("data", "blending", "opacity", *LOOKS, *PLACE)
-"""Events of the layer after which its preview is another one."""
+"""Events of the layer after which the preview is computed again."""
 SURROUNDINGS = 4096
-"""Pixels on a side that are shown around the preview of a layer that is hidden meanwhile, at most."""
+"""The most pixels on a side that are shown around a preview whose layer is hidden meanwhile."""
 DELAY = 60
 """Milliseconds without a change after which the preview is computed."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What to preview: a layer, its axes, and the options of `dn_core.denoise_steps` but for the amount."""
+class PreviewRequest:
+    """What to preview.
+
+    Attributes
+    ----------
+    layer : Image
+        The layer.
+    axes : LayerAxes
+        Its axes.
+    options : dict of str to object
+        Keywords of `dn_core.denoise_steps`, except the axes and the amount.
+    """
 
     layer: Image
-    axes: Axes
+    axes: LayerAxes
     options: dict[str, Any]
 
 
 @dataclass
-class _Shown:
-    """The crop at hand with its denoised version."""
+class _DenoisedCrop:
+    """A crop of a layer, before and after denoising, with what is shown around it."""
 
-    wish: Wish
+    request: PreviewRequest
     region: Region
     crop: NDArray[Any]
     denoised: NDArray[Any]
@@ -55,12 +67,12 @@ class _Shown:
 
     @property
     def place(self) -> Region:
-        """All that is shown, the surroundings if there are any."""
+        """The region of the preview layer, with the surroundings if there are any."""
         return self.around or self.region
 
     def pixels(self, amount: float) -> NDArray[Any]:
-        """All that is shown."""
-        from dn_core.inference.planes import blend
+        """The pixels of the preview layer."""
+        from dn_core import blend
 
         inside = blend(self.crop, self.denoised, amount)
         if self.around is None or self.surroundings is None:
@@ -71,47 +83,64 @@ class _Shown:
 
 
 class Preview:
-    """Keeps a preview layer in step with the view, the model and the amount; a computation that is stale is cancelled.
+    """Keeps a preview layer in step with the view, the model and the amount.
+
+    A computation that is out of date is cancelled.
 
     Parameters
     ----------
-    wish
-        Called in the main thread when a preview is due; None for none. It may raise ValueError, whose text is told.
-    tell
-        Called with a sentence.
-    limit
-        Pixels on a side that are shown at most.
-    parent
-        Its end is the preview's.
+    viewer : ViewerModel
+        The viewer.
+    request : callable
+        Called in the main thread when a preview is due; returns None for none. It may raise
+        ValueError, whose message is shown.
+    tell : callable
+        Called with a sentence for the user.
+    limit : int
+        At most this many pixels on a side are shown.
+    parent : QObject
+        The Qt object that owns the timer.
     """
 
     def __init__(
-        self, viewer: ViewerModel, wish: Callable[[], Wish | None], tell: Callable[[str], None], limit: int, parent: QObject
+        self,
+        viewer: ViewerModel,
+        request: Callable[[], PreviewRequest | None],
+        tell: Callable[[str], None],
+        limit: int,
+        parent: QObject,
     ) -> None:
-        self.viewer, self._wish, self._tell, self.limit = viewer, wish, tell, limit
+        self.viewer, self._request, self._tell, self.limit = viewer, request, tell, limit
         self.layer: Image | None = None
-        self._shown: _Shown | None = None
+        self._shown: _DenoisedCrop | None = None
         self._source: Image | None = None
-        self._job: Job | None = None
-        self._amount, self._on, self._alone = 1.0, False, False
+        self._task: BackgroundTask | None = None
+        self._amount, self._on, self._hides_source = 1.0, False, False
         self._timer = QTimer(parent)
         self._timer.setSingleShot(True)
         self._timer.setInterval(DELAY)
         self._timer.timeout.connect(self._compute)
         view, dims = camera(viewer).events, viewer.dims.events
-        # The units are those of all layers together; older versions of napari have none.
+        # The units of the viewer depend on all layers; older versions of napari have none.
         units = (dims.units,) if hasattr(dims, "units") else ()
-        self._events = (view.zoom, view.center, dims.current_step, dims.order, dims.ndisplay, *units)
+        self._events = (
+            view.zoom,
+            view.center,
+            dims.current_step,
+            dims.order,
+            dims.ndisplay,
+            *units,
+        )
 
     @property
     def on(self) -> bool:
-        """Whether there is a preview."""
+        """Whether the preview is switched on."""
         return self._on
 
     @property
     def busy(self) -> bool:
-        """Whether one is due or being computed."""
-        return self._timer.isActive() or (self._job is not None and self._job.running)
+        """Whether a preview is due or being computed."""
+        return self._timer.isActive() or (self._task is not None and self._task.running)
 
     def start(self) -> None:
         """Show a preview from now on."""
@@ -123,7 +152,7 @@ class Preview:
         self.refresh()
 
     def stop(self) -> None:
-        """Take the preview away."""
+        """Remove the preview."""
         if not self._on:
             return
         self._on = False
@@ -136,121 +165,159 @@ class Preview:
         self._hide()
 
     def abandon(self) -> None:
-        """The window is gone: stop without touching it."""
+        """Stop without touching the window, which is gone."""
         self._on = False
         self._cancel()
 
     def _watch(self, source: Image | None) -> None:
-        """Follow the changes of a layer instead of another one's."""
+        """Follow the changes of another layer."""
         if self._source == source:
             return
-        for layer, act in ((self._source, "disconnect"), (source, "connect")):
-            for name in FOLLOWED if layer is not None else ():
-                getattr(getattr(layer.events, name), act)(self.refresh)
+        if self._source is not None:
+            for name in FOLLOWED:
+                getattr(self._source.events, name).disconnect(self.refresh)
+        if source is not None:
+            for name in FOLLOWED:
+                getattr(source.events, name).connect(self.refresh)
         self._source = source
         self._hide()
 
     def refresh(self, event: Any = None) -> None:
-        """Something has changed: compute again, as soon as it stays."""
-        if self._on:
-            self._cancel()
-            self._timer.start()
-            if self.layer is not None and self._shown is not None and self._shown.around is not None:
-                StandIns.of(self.viewer, self.layer).put_aside(self.layer, self._elsewhere(self._shown))
+        """Compute again as soon as nothing changes for a moment."""
+        if not self._on:
+            return
+        self._cancel()
+        self._timer.start()
+        shown = self._shown
+        if self.layer is not None and shown is not None and shown.around is not None:
+            group = LayerGroup.of(self.viewer, self.layer)
+            group.put_aside(self.layer, self._elsewhere(shown))
 
-    def _elsewhere(self, shown: _Shown) -> bool:
-        """Whether the view shows another part of the layer than the preview has."""
+    def _elsewhere(self, shown: _DenoisedCrop) -> bool:
+        """Whether the view shows a part of the layer that the preview does not have."""
+        request = shown.request
         try:
-            region = visible_region(self.viewer, shown.wish.layer, shown.wish.axes, SURROUNDINGS, 1)
+            region = visible_region(self.viewer, request.layer, request.axes, SURROUNDINGS, 1)
         except ValueError:
             return True
-        return not region.lies_in(shown.place)
+        return not region.is_inside(shown.place)
 
     def set_amount(self, amount: float) -> None:
-        """Blend what is computed already."""
+        """Blend the preview again with the layer."""
         self._amount = amount
         if self._shown is not None:
-            self._show()
+            self._show(self._shown)
 
     def _compute(self) -> None:
         try:
-            wish = self._wish()
-            region = None if wish is None else visible_region(self.viewer, wish.layer, wish.axes, self.limit)
-            around = self._around(wish) if wish is not None else None
+            request = self._request()
+            region = around = None
+            if request is not None:
+                region = visible_region(self.viewer, request.layer, request.axes, self.limit)
+                around = self._around(request)
         except ValueError as error:
             self._hide()
-            self._tell(sentence(error))
+            self._tell(str(error))
             return
-        self._watch(None if wish is None else wish.layer)
-        if wish is None or region is None:
+        self._watch(None if request is None else request.layer)
+        if request is None or region is None:
             return
 
-        def steps() -> Iterator[_Shown | None]:
-            from dn_core.inference.denoise import denoise_steps
+        def steps() -> Iterator[_DenoisedCrop | None]:
+            from dn_core import denoise_steps
 
-            crop = region.crop(highest_level(wish.layer))
-            surroundings = None if around is None else around.crop(highest_level(wish.layer))
-            for step in denoise_steps(crop, channel_axis=wish.axes.channel_axis, alpha=wish.axes.alpha, **wish.options):
-                yield None if step.result is None else _Shown(wish, region, crop, step.result, around, surroundings)
+            data, axes = highest_level(request.layer), request.axes
+            crop = region.crop(data)
+            surroundings = None if around is None else around.crop(data)
+            for step in denoise_steps(
+                crop, channel_axis=axes.channel_axis, alpha=axes.alpha, **request.options
+            ):
+                if step.result is None:
+                    yield None
+                else:
+                    yield _DenoisedCrop(request, region, crop, step.result, around, surroundings)
 
-        self._job = Job(steps, step=self._receive, failed=self._fail)
+        self._task = BackgroundTask(steps, step=self._receive, failed=self._fail)
 
-    def _around(self, wish: Wish) -> Region | None:
-        """What is shown around it: nothing where the layer is seen there, otherwise what is on screen and half as much on each side."""
-        if not shines_through(self.viewer, wish.layer):
+    def _around(self, request: PreviewRequest) -> Region | None:
+        """The region to show around the preview.
+
+        None if the layer itself is seen there; otherwise what is on screen and half as much on
+        each side.
+        """
+        layer, axes = request.layer, request.axes
+        if not is_see_through(self.viewer, layer):
             return None
-        seen = visible_region(self.viewer, wish.layer, wish.axes, max(highest_level(wish.layer).shape), 1)
-        around = seen.grown(wish.axes, SURROUNDINGS)
-        if not seen.lies_in(around):
-            self._tell(f"The preview shows the middle {SURROUNDINGS} pixels of what is on screen; zoom in to see all of it.")
+        seen = visible_region(self.viewer, layer, axes, max(highest_level(layer).shape), 1)
+        around = seen.grown(axes, SURROUNDINGS)
+        if not seen.is_inside(around):
+            self._tell(
+                f"The preview shows the middle {SURROUNDINGS} pixels of what is on screen. Zoom "
+                "in to see all of it."
+            )
         return around
 
-    def _receive(self, shown: _Shown | None) -> None:
+    def _receive(self, shown: _DenoisedCrop | None) -> None:
         if shown is not None and self._on:
             self._shown = shown
-            self._show()
+            self._show(shown)
 
     def _fail(self, error: Exception) -> None:
+        from dn_core.errors import error_message
+
         self._hide()
-        self._tell(sentence(error))
+        self._tell(error_message(error))
 
-    def _show(self) -> None:
-        assert self._shown is not None
-        source, alone = self._shown.wish.layer, self._shown.around is not None
-        data, affine = self._shown.pixels(self._amount), region_affine(source, self._shown.place.begin)
+    def _show(self, shown: _DenoisedCrop) -> None:
+        """Put the pixels into the preview layer, or into a new one if that has another kind."""
+        source, hides_source = shown.request.layer, shown.around is not None
+        data, affine = shown.pixels(self._amount), region_affine(source, shown.place.begin)
         layer, kind = self.layer, (source.rgb, source.ndim, source.blending)
-        if layer is not None and (layer.rgb, layer.ndim, layer.blending) == kind and alone == self._alone:
-            layer.data = data
-            layer.units = source.units
-            layer.affine = affine
-            for name in LOOKS if not source.rgb else ():
-                setattr(layer, name, getattr(source, name))
-            if alone:
-                layer.opacity = source.opacity
-                StandIns.of(self.viewer, layer).put_aside(layer, False)
+        if (
+            layer is None
+            or (layer.rgb, layer.ndim, layer.blending) != kind
+            or hides_source != self._hides_source
+        ):
+            self._hide(keep=True)
+            self._add(data, affine, source, hides_source)
             return
-        self._hide(keep=True)
-        self._add(data, affine, source, alone)
+        layer.data = data
+        layer.units = source.units
+        layer.affine = affine
+        for name in LOOKS if not source.rgb else ():
+            setattr(layer, name, getattr(source, name))
+        if hides_source:
+            layer.opacity = source.opacity
+            LayerGroup.of(self.viewer, layer).put_aside(layer, False)
 
-    def _add(self, data: NDArray[Any], affine: NDArray[np.float64], source: Image, alone: bool) -> None:
-        """Add a layer, right above its source, which it hides where that would be seen through it."""
+    def _add(
+        self, data: NDArray[Any], affine: NDArray[np.float64], source: Image, hides_source: bool
+    ) -> None:
+        """Add the preview layer right above its source."""
         from napari.layers import Image
 
         settings = {key: value for key, value in layer_settings(source).items() if key not in PLACE}
-        settings |= {"name": f"{source.name} preview", "affine": affine, "units": source.units, "metadata": {PREVIEW: True}}
+        settings |= {
+            "name": f"{source.name} preview",
+            "affine": affine,
+            "units": source.units,
+            "metadata": {PREVIEW: True},
+        }
+        if not hides_source:
+            settings["opacity"] = 1.0
         selection = set(self.viewer.layers.selection)
-        layer = Image(data, **(settings if alone else settings | {"opacity": 1.0}))
+        layer = Image(data, **settings)
         _previews.add(layer)
-        stand_ins = StandIns.of(self.viewer, source)
-        self.viewer.layers.insert(stand_ins.above(source), layer)
+        group = LayerGroup.of(self.viewer, source)
+        self.viewer.layers.insert(group.index_above(source), layer)
         self.viewer.layers.selection = selection
-        self.layer, self._alone = layer, alone
-        stand_ins.add(layer, hide=alone)
+        self.layer, self._hides_source = layer, hides_source
+        group.add(layer, hide=hides_source)
 
     def _cancel(self) -> None:
-        if self._job is not None:
-            self._job.cancel()
-            self._job = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
 
     def _hide(self, keep: bool = False) -> None:
         layer, self.layer = self.layer, None
@@ -260,10 +327,10 @@ class Preview:
             self.viewer.layers.remove(layer)
 
     def _removed(self, event: Any) -> None:
-        if event.value == self.layer:  # either may be a proxy, so that `is` would not do
+        if event.value == self.layer:  # not `is`: either may be a proxy
             self.layer = None
             self._shown = None
-        elif self._shown is not None and event.value == self._shown.wish.layer:
+        elif self._shown is not None and event.value == self._shown.request.layer:
             self._hide()
             self.refresh()
 
@@ -272,5 +339,5 @@ _previews: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def is_preview(layer: Any) -> bool:
-    """Whether a layer is a preview, which is not to be denoised itself; a copy of one that a user made is none."""
-    return bare(layer) in _previews
+    """Whether a layer is a preview, which is not denoised itself; a user's copy of one is not."""
+    return unwrapped(layer) in _previews

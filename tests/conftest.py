@@ -10,9 +10,9 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parent.parent
 
 # No deadline: how long an example takes says more about the machine than about the code.
-settings.register_profile("ci", max_examples=1000, deadline=None)
-settings.register_profile("dev", max_examples=100, deadline=None)
-settings.load_profile("ci" if os.environ.get("CI") else "dev")
+examples = int(os.environ.get("DN_EXAMPLES", "100"))
+settings.register_profile("project", max_examples=examples, deadline=None)
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,7 +26,7 @@ def _no_models_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of test images that are too large for the repository: DN_DATA, or shared/data beside it."""
+    """Test images that are too large for the repository: DN_DATA, or shared/data beside it."""
     folder = Path(os.environ.get("DN_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}; set DN_DATA to the folder with the test images")
@@ -35,7 +35,7 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Training with one thread, in fixtures of the module too: the order in which threads add up numbers changes the last bits."""
+    """Train with one thread: the order in which threads add numbers changes the last bits."""
     import torch
 
     before = torch.get_num_threads()

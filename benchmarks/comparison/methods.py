@@ -1,4 +1,4 @@
-"""What is compared: published networks from their weights, classical filters, our models; and the images and noise they get."""
+"""Methods to compare: published networks, classical filters, our models; test images and noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import dn_core
 from dn_core.inference.engines import import_openvino
 
 if TYPE_CHECKING:
-    from dn_core.evaluation.peers import Peer
+    from dn_core.paper.baselines import Baseline
 
 SIGMAS = (15, 25, 50)
 PEAKS = (1, 2, 4, 8)
@@ -26,7 +26,10 @@ NLM = {"patch_size": 7, "patch_distance": 11, "fast_mode": True}
 NLM_STRENGTH = 0.8
 TV = {"eps": 1e-5, "max_num_iter": 200}
 TV_STRENGTH = 0.8
-"""TV's weight over the noise's standard deviation; between the optima (0.7, 0.9) on training photographs at sigma 15 and 50."""
+"""TV's weight over the noise's standard deviation.
+
+Between the optima (0.7, 0.9) on training photographs at sigma 15 and 50.
+"""
 
 SPEED_SIDE = 512
 
@@ -35,52 +38,69 @@ Method = Callable[[Image, float], Image]
 """A noisy image and the standard deviation of its noise, to a clean image."""
 
 
-def load_peers(folder: Path) -> dict[str, Peer]:
-    """The peers of a folder with peers.json, by name."""
-    from dn_core.evaluation.peers import load_peer  # brings torch, which our own models do not need
+def load_baselines(folder: Path) -> dict[str, Baseline]:
+    """The baselines of a folder with peers.json, by name."""
+    from dn_core.paper.baselines import (
+        load_baseline,  # brings torch, which our own models do not need
+    )
 
-    return {name: load_peer(folder / facts["file"]) for name, facts in peer_facts(folder).items()}
+    return {
+        name: load_baseline(folder / facts["file"])
+        for name, facts in baseline_facts(folder).items()
+    }
 
 
-def peer_facts(folder: Path) -> dict[str, dict[str, Any]]:
-    """What peers.json says of each peer: its file, and its scores on Set12."""
-    return {facts["name"]: facts for facts in json.loads((folder / "peers.json").read_text("utf-8"))["peers"]}
+def baseline_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What peers.json says of each baseline: its file, and its scores on Set12."""
+    return {
+        facts["name"]: facts
+        for facts in json.loads((folder / "peers.json").read_text("utf-8"))["peers"]
+    }
 
 
-def peer_in_openvino(peer: Peer, shape: tuple[int, int], precision: str) -> Method:
-    """A peer in the engine of `dn_core`, compiled for one (even) shape, with `precision` ``"f32"`` or ``"bf16"``."""
+def baseline_in_openvino(baseline: Baseline, shape: tuple[int, int], precision: str) -> Method:
+    """A baseline in the engine of `dn_core`, compiled for one (even) shape.
+
+    `precision` is ``"f32"`` or ``"bf16"``.
+    """
     openvino = import_openvino()
     ops = openvino.opset13
     source = ops.parameter([1, 1, *shape], np.float32)
     level = ops.parameter([1, 1, 1, 1], np.float32)
     x = source
-    if peer.takes_sigma:
+    if baseline.takes_sigma:
         noise_map = ops.broadcast(level, ops.constant([1, 1, shape[0] // 2, shape[1] // 2]))
         x = ops.concat([ops.space_to_depth(source, "depth_first", 2), noise_map], 1)
-    for index, (weight, bias) in enumerate(peer.convolutions):
+    for index, (weight, bias) in enumerate(baseline.convolutions):
         x = ops.convolution(x, ops.constant(weight), [1, 1], [1, 1], [1, 1], [1, 1])
         x = ops.add(x, ops.constant(bias.reshape(1, -1, 1, 1)))
-        x = ops.relu(x) if index < len(peer.convolutions) - 1 else x
-    x = ops.depth_to_space(x, "depth_first", 2) if peer.takes_sigma else x
-    graph = openvino.Model([x], [source, level] if peer.takes_sigma else [source], peer.name)
+        x = ops.relu(x) if index < len(baseline.convolutions) - 1 else x
+    x = ops.depth_to_space(x, "depth_first", 2) if baseline.takes_sigma else x
+    graph = openvino.Model(
+        [x], [source, level] if baseline.takes_sigma else [source], baseline.name
+    )
     settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
 
     def compute(image: Image, sigma: float) -> Image:
         inputs = {0: np.asarray(image, np.float32)[None, None]}
-        if peer.takes_sigma:
-            return request.infer({**inputs, 1: np.full((1, 1, 1, 1), sigma, np.float32)})[0][0, 0].copy()
+        if baseline.takes_sigma:
+            return request.infer({**inputs, 1: np.full((1, 1, 1, 1), sigma, np.float32)})[0][
+                0, 0
+            ].copy()
         return np.asarray(image, np.float32) - request.infer(inputs)[0][0, 0]
 
     return compute
 
 
 def ours(name: str, **options: Any) -> Method:
-    """One of our models; those with a noise map are told the standard deviation."""
+    """One of our models; those with a noise map get the standard deviation."""
     model = dn_core.load_model(name)
 
     def compute(image: Image, sigma: float) -> Image:
-        return dn_core.denoise(image, model, device="cpu", noise=sigma if model.config.noise_map else None, **options)
+        return dn_core.denoise(
+            image, model, device="cpu", sigma=sigma if model.config.noise_map else None, **options
+        )
 
     return compute
 
@@ -100,15 +120,23 @@ def total_variation(image: Image, sigma: float) -> Image:
 
 
 def anscombe(counts: Image, read_noise: float) -> Image:
-    """Generalised Anscombe transform of photon counts with Gaussian `read_noise`, after which the noise has a variance near 1."""
+    """Generalised Anscombe transform of photon counts with Gaussian `read_noise`.
+
+    After it the noise has a variance near 1.
+    """
     return 2 * np.sqrt(np.maximum(counts + 3 / 8 + read_noise**2, 0))
 
 
 def inverse_anscombe(values: Image, read_noise: float) -> Image:
-    """Closed-form approximation of the exact unbiased inverse (Mäkitalo and Foi, IEEE TIP 2011 and 2013)."""
+    """Closed-form approximation of the exact unbiased inverse.
+
+    Mäkitalo and Foi, IEEE TIP 2011 and 2013.
+    """
     d = np.maximum(values, 2 * math.sqrt(3 / 8))
     root = math.sqrt(3 / 2)
-    counts = d**2 / 4 + root / (4 * d) - 11 / (8 * d**2) + 5 * root / (8 * d**3) - 1 / 8 - read_noise**2
+    counts = (
+        d**2 / 4 + root / (4 * d) - 11 / (8 * d**2) + 5 * root / (8 * d**3) - 1 / 8 - read_noise**2
+    )
     return np.maximum(counts, 0)
 
 
@@ -120,7 +148,7 @@ def behind_anscombe(method: Method, image: Image, peak: float, read_noise: float
 
 @dataclass(frozen=True)
 class Level:
-    """Poisson noise of a peak, with Gaussian read noise where `read_noise` (in photons) is not 0."""
+    """Poisson noise of a peak, with Gaussian read noise if `read_noise` (in photons) is not 0."""
 
     peak: float
     read_noise: float = 0.0
@@ -136,14 +164,19 @@ class Level:
 
         from dn_core.noise import Poisson, PoissonGaussian
 
-        noise = PoissonGaussian(self.read_noise, self.peak) if self.read_noise else Poisson(self.peak)
+        noise = (
+            PoissonGaussian(self.read_noise, self.peak) if self.read_noise else Poisson(self.peak)
+        )
         generator = torch.Generator().manual_seed(0)
-        spoiled = [noise(torch.from_numpy(image)[None, None], generator) for image in images]
-        return [(image[0, 0].numpy(), float(std.square().mean().sqrt())) for image, std in spoiled]
+        noisy = [noise(torch.from_numpy(image)[None, None], generator) for image in images]
+        return [(image[0, 0].numpy(), float(std.square().mean().sqrt())) for image, std in noisy]
 
 
 def read_images(folder: Path, limit: int | None, side: int | None = None) -> list[Image]:
-    """Grey images in 0..1 (float32); colours become grey by MATLAB's rule; with `side` only the middle square."""
+    """Grey images in 0..1 (float32); colours become grey by MATLAB's rule.
+
+    With `side` only the middle square.
+    """
     from dn_core.files import read_image
 
     images = []
@@ -152,16 +185,25 @@ def read_images(folder: Path, limit: int | None, side: int | None = None) -> lis
         if pixels.ndim == 3:
             pixels = np.floor(pixels[..., :3] @ np.array([0.298936, 0.587043, 0.114021]) + 0.5)
         top, left = (max(0, extent - (side or extent)) // 2 for extent in pixels.shape)
-        images.append((pixels[top : top + side, left : left + side] if side else pixels).astype(np.float32) / 255)
+        images.append(
+            (pixels[top : top + side, left : left + side] if side else pixels).astype(np.float32)
+            / 255
+        )
     if not images:
-        raise FileNotFoundError(f"there are no PNG images in {folder}; give --data the folder that has test/set12 and test/set14")
+        raise FileNotFoundError(
+            f"there are no PNG images in {folder}; give --data the folder that has test/set12 and "
+            "test/set14"
+        )
     return images
 
 
 def gaussian_noise(images: list[Image], sigma: float) -> list[Image]:
     """One generator for the whole set; neither clipped nor rounded."""
     generator = np.random.default_rng(0)
-    return [(image + sigma / 255 * generator.standard_normal(image.shape)).astype(np.float32) for image in images]
+    return [
+        (image + sigma / 255 * generator.standard_normal(image.shape)).astype(np.float32)
+        for image in images
+    ]
 
 
 def camera(side: int) -> NDArray[np.uint8]:

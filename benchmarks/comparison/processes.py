@@ -1,4 +1,4 @@
-"""Processes of their own, for what a used interpreter would spoil."""
+"""Fresh processes, for measurements that a used interpreter would distort."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, computed by an interpreter that has loaded nothing but the function's own module."""
+    """The function's result, from an interpreter that has loaded only the function's module."""
     with temporary_folder() as folder:
         (folder / "call").write_bytes(pickle.dumps((function, arguments)))
         subprocess.run([sys.executable, "-c", CALL, str(folder), *sys.path], check=True)
@@ -32,13 +32,25 @@ function, arguments = pickle.loads((folder / "call").read_bytes())
 
 def timed_child(code: str, *arguments: str, folder: Path) -> tuple[float, str]:
     """Seconds and output of a fresh interpreter that runs `code`."""
-    sources = os.pathsep.join(str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry)
+    sources = os.pathsep.join(
+        str(Path(entry).resolve())
+        for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if entry
+    )
     environment = {**os.environ, "PYTHONPATH": sources} if sources else dict(os.environ)
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     seconds = time.perf_counter() - began
     if done.returncode:
-        raise RuntimeError(f"a child process failed with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"a child process failed with exit code {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
     return seconds, done.stdout
 
 

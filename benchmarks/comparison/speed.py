@@ -19,22 +19,25 @@ from comparison.methods import (
     SPEED_SIDE,
     Image,
     Method,
+    baseline_in_openvino,
     camera,
-    load_peers,
+    load_baselines,
     non_local_means,
     ours,
-    peer_in_openvino,
     total_variation,
 )
 from comparison.processes import in_fresh_process, say, temporary_folder, timed_child
 
 if TYPE_CHECKING:
-    from dn_core.evaluation.peers import Peer
+    from dn_core.paper.baselines import Baseline
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A network or filter with who computes it: ``"dn_core"``, ``"torch"``, ``"OpenVINO"`` or ``"scikit-image"``."""
+    """A network or filter with what computes it.
+
+    ``"dn_core"``, ``"torch"``, ``"OpenVINO"`` or ``"scikit-image"``.
+    """
 
     name: str
     computed_by: str
@@ -48,7 +51,7 @@ class Variant:
 
 def variants(models: list[str]) -> list[Variant]:
     """What is timed."""
-    reduced = dn_core.engine_name(models[0], "cpu", np.uint8).endswith("bfloat16")
+    reduced = dn_core.engine_name(models[0], device="cpu", dtype=np.uint8).endswith("bfloat16")
     found = [Variant(name, "dn_core", "default") for name in models]
     if reduced:
         found += [Variant(name, "dn_core") for name in models]
@@ -60,19 +63,27 @@ def variants(models: list[str]) -> list[Variant]:
     return [*found, Variant("NLM", "scikit-image"), Variant("TV", "scikit-image")]
 
 
-def prepare(variant: Variant, peers: dict[str, Peer], shape: tuple[int, int]) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+def prepare(
+    variant: Variant, baselines: dict[str, Baseline], shape: tuple[int, int]
+) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
     """The variant ready to run on 8-bit images with Gaussian noise of sigma 25."""
     if variant.computed_by == "dn_core":
-        own = ours(variant.name, precision=None if variant.precision == "default" else variant.precision)
+        own = ours(
+            variant.name, precision=None if variant.precision == "default" else variant.precision
+        )
         return lambda image: own(image, 25.0)
     if variant.computed_by == "scikit-image":
         method = {"NLM": non_local_means, "TV": total_variation}[variant.name]
     elif variant.computed_by == "OpenVINO":
-        method = peer_in_openvino(peers[variant.name], shape, {"float32": "f32", "bfloat16": "bf16"}[variant.precision])
-    elif variant.name in peers:
-        from dn_core.evaluation.peers import PeerMethod
+        method = baseline_in_openvino(
+            baselines[variant.name],
+            shape,
+            {"float32": "f32", "bfloat16": "bf16"}[variant.precision],
+        )
+    elif variant.name in baselines:
+        from dn_core.paper.baselines import BaselineMethod
 
-        method = PeerMethod(peers[variant.name], channels_last=False)
+        method = BaselineMethod(baselines[variant.name], channels_last=False)
     else:
         method = own_in_torch(variant.name)
 
@@ -98,15 +109,20 @@ def own_in_torch(name: str) -> Method:
 
 
 def measure_speed(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Milliseconds of each variant, interleaved, in a process of its own so that torch has its usual allocator."""
-    return in_fresh_process(time_variants, options.models, options.peers, 3 if options.quick else 15)
+    """Milliseconds of each variant, interleaved.
+
+    In a process of its own, so that torch has its usual allocator.
+    """
+    return in_fresh_process(
+        time_variants, options.models, options.baselines, 3 if options.quick else 15
+    )
 
 
-def time_variants(models: list[str], peers_folder: Path, rounds: int) -> list[dict[str, Any]]:
+def time_variants(models: list[str], baselines_folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Two rounds to warm up, then `rounds` of A B C, A B C."""
-    peers, image = load_peers(peers_folder), camera(SPEED_SIDE)
+    baselines, image = load_baselines(baselines_folder), camera(SPEED_SIDE)
     listed = variants(models)
-    runs = [prepare(variant, peers, image.shape) for variant in listed]
+    runs = [prepare(variant, baselines, image.shape) for variant in listed]
     seconds: list[list[float]] = [[] for _ in runs]
     for number in range(2 + rounds):
         say(f"speed: round {number + 1} of {2 + rounds}")
@@ -121,7 +137,7 @@ def time_variants(models: list[str], peers_folder: Path, rounds: int) -> list[di
             "engine": engine_of(variant),
             "median_ms": 1000 * statistics.median(times[2:]),
             "minimum_ms": 1000 * min(times[2:]),
-            **cost(variant.name, peers),
+            **cost(variant.name, baselines),
         }
         for variant, times in zip(listed, seconds, strict=True)
     ]
@@ -131,14 +147,21 @@ def engine_of(variant: Variant) -> str:
     """Who computes, in words."""
     if variant.computed_by == "dn_core":
         dtype = np.uint8 if variant.precision == "default" else np.float32
-        return f"dn_core ({dn_core.engine_name(variant.name, 'cpu', dtype)})"
-    return variant.computed_by if variant.computed_by == "scikit-image" else f"{variant.computed_by}, {variant.precision}"
+        return f"dn_core ({dn_core.engine_name(variant.name, device='cpu', dtype=dtype)})"
+    return (
+        variant.computed_by
+        if variant.computed_by == "scikit-image"
+        else f"{variant.computed_by}, {variant.precision}"
+    )
 
 
-def cost(name: str, peers: dict[str, Peer]) -> dict[str, float]:
+def cost(name: str, baselines: dict[str, Baseline]) -> dict[str, float]:
     """Weights and multiplications per pixel of a network; nothing for a filter."""
-    if name in peers:
-        return {"weights": peers[name].parameters, "macs_per_pixel": peers[name].macs_per_pixel}
+    if name in baselines:
+        return {
+            "weights": baselines[name].parameters,
+            "macs_per_pixel": baselines[name].macs_per_pixel,
+        }
     if name in ("NLM", "TV"):
         return {}
     from dn_core.networks import count_macs, count_parameters
@@ -187,7 +210,7 @@ print(json.dumps(laps))
 
 
 def measure_cold(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the command in fresh processes, whole and in pieces, and whether torch was imported."""
+    """Seconds of the command in fresh processes, whole and in pieces; was torch imported."""
     import tifffile
 
     runs = 3 if options.quick else 5
@@ -196,11 +219,19 @@ def measure_cold(options: argparse.Namespace) -> dict[str, Any]:
         tifffile.imwrite(folder / "small.tif", camera(SPEED_SIDE))
         for number in range(runs):
             say(f"cold start: run {number + 1} of {runs}")
-            seconds, output = timed_child(COMMAND, "denoise", "small.tif", "-o", f"whole{number}.tif", folder=folder)
+            seconds, output = timed_child(
+                COMMAND, "denoise", "small.tif", "-o", f"whole{number}.tif", folder=folder
+            )
             whole.append(seconds)
             torch_seen.append(output.split()[-1] != "False")
             interpreter.append(timed_child("pass", folder=folder)[0])
-            pieces.append(json.loads(timed_child(COMMAND_IN_PIECES, "small.tif", f"pieces{number}.tif", folder=folder)[1]))
+            pieces.append(
+                json.loads(
+                    timed_child(
+                        COMMAND_IN_PIECES, "small.tif", f"pieces{number}.tif", folder=folder
+                    )[1]
+                )
+            )
     found = {name: statistics.median(piece[name] for piece in pieces) for name in pieces[0]}
     return {
         "runs": runs,

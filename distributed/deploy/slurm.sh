@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Slurm: sbatch distributed/deploy/slurm.sh   from the checkout's folder, on a file system that all nodes share.
-# Ray 2.60.0 (constraints.txt) is installed in the environment DN_VENV; requeued jobs go on from their last checkpoint.
+# Slurm job: run `sbatch distributed/deploy/slurm.sh RECIPE` from the checkout's folder, on a file system that all nodes share.
+# DN_VENV is an environment with Ray 2.60.0 (constraints.txt). A requeued job resumes from its last checkpoint.
 #SBATCH --job-name=dn-resnet
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -10,16 +10,16 @@
 #SBATCH --requeue
 set -euo pipefail
 
-source "${DN_VENV:?the folder of the environment}/bin/activate"
-: "${DN_IMAGES:?the folder of images}" "${DN_RUNS:?the folder for runs}"
+source "${DN_VENV:?set it to the folder of the Python environment}/bin/activate"
+: "${DN_IMAGES:?set it to the folder of images}" "${DN_RUNS:?set it to the folder for runs}"
 
-# Only this job's processes may talk to its cluster.
+# A token keeps other users out of this job's cluster.
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(python -c "import secrets; print(secrets.token_hex(32))")
 export RAY_AUTH_TOKEN
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# symmetric-run starts Ray on all nodes, runs the command on the first and stops Ray when it ends.
+# symmetric-run starts Ray on all nodes, runs the command on the first one, and stops Ray when it ends.
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
   ray symmetric-run --address "$head:6379" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus 1 -- \

@@ -1,10 +1,10 @@
-"""What the scripts in this folder share; Ray carries it to all nodes, with the dn_core of the checkout that it lies in."""
+"""Code shared by the Ray scripts; Ray copies it and the checkout's dn_core to every node."""
 
 import sys
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[2] / "src"
-"""Where dn_core lies in a checkout. On a node that this package was carried to, there is no such folder."""
+"""Where dn_core is in a checkout. A node that got this package from Ray has no such folder."""
 
 if (SOURCES / "dn_core").is_dir():
     sys.path.insert(0, str(SOURCES))

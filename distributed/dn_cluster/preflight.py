@@ -1,4 +1,7 @@
-"""Checks before a run is started: enough nodes, the same versions, data and storage in reach. Each ends in a sentence, not in a hang."""
+"""Preflight checks of a cluster: enough nodes, equal versions, images and storage within reach.
+
+Whatever is missing is reported in one sentence before a run starts, instead of a hang.
+"""
 
 from __future__ import annotations
 
@@ -7,148 +10,224 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dn_cluster.job import Job
-from dn_cluster.look import look, versions
-from dn_cluster.words import first_line
+from dn_cluster.error_messages import first_line
+from dn_cluster.node_probe import MARKER_CONTENT, NodeReport, package_versions, probe_node
+from dn_cluster.ray_api import NodeInfo, cluster_nodes, total_resources
+from dn_cluster.training_job import TrainingJob
 
-__all__ = ["check_nodes", "places", "room_for"]
+__all__ = ["check_nodes", "request_nodes", "workers_per_node"]
 
-ASK_SECONDS = 10
-"""The autoscaler keeps one request only: other jobs, and Ray Train every 20 s, put theirs in the place of ours."""
-ANSWER_SECONDS = 90
-"""A node's first task comes with the code, which takes a while where disks are slow."""
+REQUEST_SECONDS = 10
+"""The autoscaler keeps one request only: other jobs, and Ray Train every 20 s, replace ours."""
+PROBE_TIMEOUT_SECONDS = 90
+"""A node receives the code with its first task, which takes a while where disks are slow."""
 
 
-def places(job: Job, nodes: list[Mapping[str, Any]]) -> dict[str, int]:
-    """How many workers each node can hold, by its id."""
-    found = {}
+def workers_per_node(job: TrainingJob, nodes: Sequence[NodeInfo]) -> dict[str, int]:
+    """How many workers each node can hold.
+
+    Parameters
+    ----------
+    job : TrainingJob
+        Its CPUs, GPUs and kind of GPU for each worker.
+    nodes : sequence of NodeInfo
+        What Ray says of the nodes.
+
+    Returns
+    -------
+    dict of str to int
+        Number of workers by the node's id; nodes that can hold none are left out.
+    """
+    slots = {}
     for node in nodes:
-        has = node["Resources"]
-        counts = [int(has.get("CPU", 0) // job.cpus)] if job.cpus else []
-        counts += [int(has.get("GPU", 0) / job.gpus + 1e-9)] if job.gpus else []
-        suits = job.accelerator is None or f"accelerator_type:{job.accelerator}" in has
-        if node["Alive"] and suits and counts and min(counts) > 0:
-            found[node["NodeID"]] = min(counts)
-    return found
+        resources = node["Resources"]
+        counts = [int(resources.get("CPU", 0) // job.cpus)] if job.cpus else []
+        counts += [int(resources.get("GPU", 0) / job.gpus + 1e-9)] if job.gpus else []
+        fits = job.accelerator is None or f"accelerator_type:{job.accelerator}" in resources
+        if node["Alive"] and fits and counts and min(counts) > 0:
+            slots[node["NodeID"]] = min(counts)
+    return slots
 
 
 @contextlib.contextmanager
-def room_for(job: Job, seconds: float) -> Iterator[dict[str, int]]:
-    """Wait until the cluster can hold all workers; an autoscaler is told what is wanted, until the block ends.
+def request_nodes(job: TrainingJob, timeout: float) -> Iterator[dict[str, int]]:
+    """Wait until the cluster can hold all workers; ask the autoscaler for nodes where it cannot.
+
+    The request to the autoscaler is withdrawn when the block ends.
+
+    Parameters
+    ----------
+    job : TrainingJob
+        What is to be trained.
+    timeout : float
+        Seconds to wait.
+
+    Yields
+    ------
+    dict of str to int
+        Number of workers that a node can hold, by the node's id.
 
     Raises
     ------
     ValueError
-        When it still cannot after so many seconds.
+        When the cluster is still too small after `timeout`.
     """
     with contextlib.ExitStack() as stack:
-        yield _wait_for_places(job, seconds, stack)
+        yield _wait_for_nodes(job, timeout, stack)
 
 
-def _wait_for_places(job: Job, seconds: float, stack: contextlib.ExitStack) -> dict[str, int]:
-    end = time.monotonic() + seconds
-    asked = -math.inf
+def _wait_for_nodes(
+    job: TrainingJob, timeout: float, stack: contextlib.ExitStack
+) -> dict[str, int]:
+    end = time.monotonic() + timeout
+    last_request = -math.inf
     while True:
-        found = places(job, ray.nodes())
-        if sum(found.values()) >= job.workers:
-            return found
+        slots = workers_per_node(job, cluster_nodes())
+        if sum(slots.values()) >= job.workers:
+            return slots
         if time.monotonic() > end:
-            break
-        if time.monotonic() - asked > ASK_SECONDS:
-            if math.isinf(asked):
-                stack.callback(_take_back)
-            _ask_autoscaler(job)
-            asked = time.monotonic()
+            raise ValueError(_too_small(job, sum(slots.values())))
+        if time.monotonic() - last_request > REQUEST_SECONDS:
+            if math.isinf(last_request):
+                stack.callback(_withdraw_request)
+            _request_resources(job)
+            last_request = time.monotonic()
         time.sleep(0.5)
-    total, alive = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
+
+
+def _too_small(job: TrainingJob, slots: int) -> str:
+    total, alive = total_resources(), sum(node["Alive"] for node in cluster_nodes())
     kind = f" on {job.accelerator}" if job.accelerator else ""
-    raise ValueError(
-        f"{job.workers} workers of {job.cpus:g} CPUs and {job.gpus:g} GPUs{kind} are asked for; the cluster has {alive} nodes "
-        f"with {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs, room for {sum(found.values())} of them. Ask for fewer or "
-        "smaller workers, add nodes, or --wait for them."
+    return (
+        f"the cluster must have room for {job.workers} workers of {job.cpus:g} CPUs and "
+        f"{job.gpus:g} GPUs{kind}, got {alive} nodes with {total.get('CPU', 0):g} CPUs and "
+        f"{total.get('GPU', 0):g} GPUs, room for {slots} workers. Use fewer or smaller workers, "
+        "add nodes, or wait longer with --wait."
     )
 
 
-def check_nodes(job: Job, nodes: Mapping[str, int]) -> None:
-    """Look at every node that may get a worker: its versions, the data folder, the storage.
+def _request_resources(job: TrainingJob) -> None:
+    """Ask the autoscaler for room for all workers.
 
-    Raises
-    ------
-    ValueError
-        When a node differs, lacks something, or does not answer.
+    Ray keeps the request until it is changed, even when this process has ended.
     """
-    marker = f".preflight-{secrets.token_hex(4)}"
-    job.folder.write(marker, b"here")
-    try:
-        task = ray.remote(num_cpus=0, max_retries=0)(look)
-        tasks = {
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                job.data, job.folder, marker, job.modules
-            ): node
-            for node in nodes
-        }
-        ready, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_SECONDS)
-        if late:
-            names = ", ".join(_address(tasks[task]) for task in late)
-            raise ValueError(f"{names} did not answer within {ANSWER_SECONDS} s; every node is expected to. See `ray status`.")
-        here = versions()
-        for task in ready:
-            name = _address(tasks[task])
-            try:
-                seen = ray.get(task)
-            except ray.exceptions.RayError as error:
-                if not _is_alive(tasks[task]):  # it died meanwhile; Ray Train takes other nodes, or waits for one
-                    continue
-                raise ValueError(f"node {name} cannot run our code ({first_line(error)}); give all nodes the same image.") from error
-            _judge(name, seen, here, job)
-    finally:
-        job.folder.remove(marker)
-
-
-def _judge(name: str, seen: Mapping[str, Any], here: Mapping[str, str], job: Job) -> None:
-    there = seen["versions"]
-    if different := [f"{what} {there.get(what)} there, {version} here" for what, version in here.items() if there.get(what) != version]:
-        raise ValueError(f"node {name} has other versions ({'; '.join(different)}); the same are expected. Give all nodes the same image.")
-    if seen["missing"]:
-        raise ValueError(f"node {name} has no {seen['missing'][0]}; --{seen['missing'][0]} needs it on every node. Install it there.")
-    if not seen["data"]:
-        raise ValueError(
-            f"node {name} has no {job.data}; the folder of images is expected on every node. Mount it there, or change --data."
-        )
-    if seen["storage"]:
-        raise ValueError(
-            f"node {name} cannot use the storage {job.folder.address} ({seen['storage']}); a place that all nodes share is expected. "
-            "Mount it there, or change --storage."
-        )
-
-
-def _ask_autoscaler(job: Job) -> None:
-    """Ask for room for all workers. Ray keeps what was asked for until it is told otherwise, also when this process has ended."""
     from ray.autoscaler.sdk import request_resources
 
     bundle = {name: amount for name, amount in (("CPU", job.cpus), ("GPU", job.gpus)) if amount}
     request_resources(bundles=[bundle] * job.workers)
 
 
-def _take_back() -> None:
-    """Ask for nothing; the nodes that are used stay, by what runs on them."""
+def _withdraw_request() -> None:
+    """Ask the autoscaler for nothing; nodes in use stay for what runs on them."""
     from ray.autoscaler.sdk import request_resources
 
     try:
         request_resources(bundles=[])
-    except Exception as error:  # whatever keeps it from the cluster, it is not what the run ended with
-        print(f"what was asked of the autoscaler could not be taken back ({error}); see `ray status`", file=sys.stderr, flush=True)
+    except Exception as error:  # whatever it is, the run's own error must not be hidden by it
+        print(
+            f"the autoscaler request could not be withdrawn ({error}). See `ray status`.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def check_nodes(job: TrainingJob, nodes: Mapping[str, int]) -> None:
+    """Probe every node that may get a worker.
+
+    Parameters
+    ----------
+    job : TrainingJob
+        What is to be trained.
+    nodes : mapping of str to int
+        The nodes' ids, as `request_nodes` gives them.
+
+    Raises
+    ------
+    ValueError
+        When a node has other versions, lacks images, storage or a package, or does not answer.
+    """
+    marker = f".preflight-{secrets.token_hex(4)}"
+    job.run_storage.write(marker, MARKER_CONTENT)
+    try:
+        for node, report in _probe_nodes(job, nodes, marker):
+            _check_report(_address(node), report, job)
+    finally:
+        job.run_storage.delete(marker)
+
+
+def _probe_nodes(
+    job: TrainingJob, nodes: Mapping[str, int], marker: str
+) -> Iterator[tuple[str, NodeReport]]:
+    """Yield the report of each node by its id; nodes that die meanwhile are left out."""
+    task = ray.remote(num_cpus=0, max_retries=0)(probe_node)
+    pending = {}
+    for node in nodes:
+        placement = NodeAffinitySchedulingStrategy(node, soft=False)
+        on_node = task.options(scheduling_strategy=placement)
+        pending[on_node.remote(job.data, job.run_storage, marker, job.required_modules)] = node
+    answered, late = ray.wait(
+        list(pending), num_returns=len(pending), timeout=PROBE_TIMEOUT_SECONDS
+    )
+    if late:
+        names = ", ".join(_address(pending[reference]) for reference in late)
+        raise ValueError(
+            f"every node must answer within {PROBE_TIMEOUT_SECONDS} s, got no answer from "
+            f"{names}. See `ray status`."
+        )
+    for reference in answered:
+        node = pending[reference]
+        try:
+            yield node, ray.get(reference)
+        except ray.exceptions.RayError as error:
+            if not _is_alive(node):  # Ray Train uses other nodes, or waits for one
+                continue
+            raise ValueError(
+                f"node {_address(node)} cannot run our code ({first_line(error)}). Use the same "
+                "image on all nodes."
+            ) from error
+
+
+def _check_report(name: str, report: NodeReport, job: TrainingJob) -> None:
+    there = report["versions"]
+    different = [
+        f"{package} {there.get(package)} there, {version} here"
+        for package, version in package_versions().items()
+        if there.get(package) != version
+    ]
+    if different:
+        raise ValueError(
+            f"node {name} must have the driver's versions, got {'; '.join(different)}. Use the "
+            "same image on all nodes."
+        )
+    if report["missing"]:
+        module = report["missing"][0]
+        raise ValueError(
+            f"node {name} is missing {module}, which --{module} needs on every node. Install it "
+            "there."
+        )
+    if not report["data"]:
+        raise ValueError(
+            f"node {name} is missing {job.data}; every node must have the folder of images. "
+            "Mount it there, or change --data."
+        )
+    if report["storage"]:
+        raise ValueError(
+            f"node {name} cannot use the storage {job.run_storage.address} ({report['storage']}); "
+            "all nodes must share it. Mount it there, or change --storage."
+        )
 
 
 def _is_alive(node_id: str) -> bool:
-    return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id)
+    return any(node["Alive"] for node in cluster_nodes() if node["NodeID"] == node_id)
 
 
 def _address(node_id: str) -> str:
-    return next((str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == node_id), node_id)
+    for node in cluster_nodes():
+        if node["NodeID"] == node_id:
+            return node["NodeManagerAddress"]
+    return node_id

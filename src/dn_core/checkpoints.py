@@ -1,90 +1,218 @@
-"""One ``.safetensors`` file is one network with its card: write it, read it, refuse what is wrong with it.
+"""Model files: a ``.safetensors`` file is one network with its weights and its card.
 
-No pickle is ever read. The safetensors library checks the container; what it does not check is checked here, before any network
-is made: sizes, names, duplicate keys, dtypes, finite values, and that weights and settings agree.
+A file is checked whole before any network is made: what `tensor_files` checks, the card, and that
+weights and settings agree.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from dn_core.errors import CheckpointError
 from dn_core.network_config import NetworkConfig
-from dn_core.safe_write import replaced_file
+from dn_core.tensor_files import (
+    Tensors,
+    read_file,
+    read_header,
+    read_json,
+    tensors_from_bytes,
+    tensors_to_bytes,
+    write_file,
+)
+from dn_core.validation import check_fields, from_table
 
 if TYPE_CHECKING:
     from dn_core.networks import DnResNet
 
-__all__ = ["Card", "Checkpoint", "load_checkpoint", "read_card", "read_tensors", "save_checkpoint", "write_tensors"]
+__all__ = [
+    "Card",
+    "Checkpoint",
+    "load_checkpoint",
+    "read_card",
+    "save_checkpoint",
+]
 
 FORMAT = "dn-resnet"
-VERSION = 1
+VERSION = 2
 KEY = "dn_resnet"
-
-MAX_FILE_BYTES = 512 * 2**20
-MAX_HEADER_BYTES = 2**20
-MAX_NAME = 200
-NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-DTYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-FOREIGN = {b"\x80": "a pickle", b"PK": "a zip archive such as torch.save writes", b"\x89PNG": "a PNG", b"\x08": "an ONNX file"}
-
-Tensors = dict[str, NDArray[np.float32]]
+ADVICE = "Get the file again, or upgrade napari-dnresnet."
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a model is and where it comes from: plain text and numbers, stored in the file's header."""
+    """What a model is and where it comes from: plain text and numbers, stored in the file's header.
+
+    Parameters
+    ----------
+    name : str
+        What the model is called.
+    description : str
+        A sentence for lists.
+    noise : str
+        What noise it was made for, in words.
+    license : str
+        Of the weights, as an SPDX identifier.
+    recipe : dict
+        How it was trained: `Recipe.as_dict`.
+    data : dict
+        What it was trained on.
+    training : dict
+        How the training run went: steps, minutes, megapixels, stages.
+    scores : dict
+        PSNR in dB by test set or noise level.
+
+    Raises
+    ------
+    ValueError
+        When a field is of another type.
+    """
 
     name: str
     description: str = ""
     noise: str = ""
-    licence: str = "BSD-3-Clause"
+    license: str = "BSD-3-Clause"
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("name", "description", "noise", "licence"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} of the card is {getattr(self, name)!r}; a text is expected.")
-        for name in ("recipe", "data", "training", "scores"):
-            if not isinstance(getattr(self, name), dict):
-                raise ValueError(f"{name} of the card is {getattr(self, name)!r}; a table is expected.")
+        check_fields(self, "Change it.", "the card")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
-    """A network's settings, its weights (float32 arrays by name) and its card."""
+    """A network with its weights and its card: what one model file holds.
+
+    Attributes
+    ----------
+    config : NetworkConfig
+        The network's settings.
+    weights : dict of str to ndarray
+        The weights by name, float32. Do not change them in place.
+    card : Card
+        What the model is and where it comes from.
+    """
 
     config: NetworkConfig
     weights: Tensors
     card: Card
 
+    @classmethod
+    def from_bytes(
+        cls, content: bytes, *, source: str = "checkpoint", sha256: str | None = None
+    ) -> Checkpoint:
+        """Read the content of a model file.
+
+        Parameters
+        ----------
+        content : bytes
+            A whole ``.safetensors`` file.
+        source : str, default "checkpoint"
+            What error messages call it: a path or an address.
+        sha256 : str, optional
+            The hash that the content must have, 64 hexadecimal digits. By default unchecked.
+
+        Returns
+        -------
+        Checkpoint
+            With weights of its own.
+
+        Raises
+        ------
+        CheckpointError
+            When it is not a model file, is damaged, is unsafe, is of another format version, or
+            has another hash.
+        """
+        if not isinstance(content, (bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"content must be bytes, got {type(content).__name__}. For a file use "
+                "load_checkpoint."
+            )
+        tensors, metadata = tensors_from_bytes(bytes(content), source=source, sha256=sha256)
+        config, card, stated = _describe(source, metadata)
+        _check_weights(source, config, tensors)
+        count = sum(value.size for value in tensors.values())
+        if stated != count:
+            raise CheckpointError(
+                f"{source} must have {stated} weights, as its card says, got {count}. Get the "
+                "file again."
+            )
+        return cls(config, tensors, card)
+
+    def to_bytes(self) -> bytes:
+        """The content of a model file; equal checkpoints give equal bytes.
+
+        Returns
+        -------
+        bytes
+            A whole ``.safetensors`` file.
+
+        Raises
+        ------
+        CheckpointError
+            When weights and settings do not agree, a weight is not finite, or the card cannot be
+            written as JSON.
+        """
+        _check_weights(f"the checkpoint {self.card.name!r}", self.config, self.weights)
+        try:
+            content = {
+                "format": FORMAT,
+                "version": VERSION,
+                "network": self.config.as_dict(),
+                "weights": sum(value.size for value in self.weights.values()),
+                "card": asdict(self.card),
+            }
+            text = json.dumps(content, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"the card of {self.card.name!r} must be plain text and finite numbers, a few "
+                f"levels deep, got something else ({error}). Change the card."
+            ) from error
+        return tensors_to_bytes(self.weights, {KEY: text})
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The SHA-256 hash of `to_bytes`, 64 hexadecimal digits; computed once."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
     def network(self) -> DnResNet:
-        """The torch network with these weights, in evaluation mode."""
+        """The torch network with these weights, in evaluation mode.
+
+        Returns
+        -------
+        DnResNet
+            On the CPU, with copies of the weights.
+        """
         import torch
 
         from dn_core.networks import DnResNet
 
         network = DnResNet(self.config)
-        network.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in self.weights.items()})
+        network.load_state_dict(
+            {name: torch.from_numpy(value.copy()) for name, value in self.weights.items()}
+        )
         return network.eval()
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write one file, whole or not at all; the same checkpoint gives the same bytes.
+    """Write a model file, whole or not at all; equal checkpoints give equal files.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write, by convention ``*.safetensors``; an existing one is replaced.
+    checkpoint : Checkpoint
+        What to write.
 
     Raises
     ------
@@ -93,164 +221,93 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     OSError
         When the file cannot be written; an older one is then untouched.
     """
-    _check_weights(str(path), checkpoint.config, checkpoint.weights)
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "network": checkpoint.config.as_dict(),
-        "weights": sum(value.size for value in checkpoint.weights.values()),
-        "card": asdict(checkpoint.card),
-    }
-    write_tensors(path, checkpoint.weights, {KEY: json.dumps(content, sort_keys=True)})
+    write_file(path, checkpoint.to_bytes())
 
 
 def load_checkpoint(path: str | Path, sha256: str | None = None) -> Checkpoint:
-    """Read a model file; with `sha256`, only the one that has this hash.
+    """Read a model file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    sha256 : str, optional
+        The hash that the file must have, 64 hexadecimal digits. By default it is not checked.
+
+    Returns
+    -------
+    Checkpoint
+        With weights of its own: changing the file later does not change them.
 
     Raises
     ------
     FileNotFoundError
         When there is no such file.
     CheckpointError
-        When it is not a model file, is damaged, is unsafe, was written by a newer version, or has another hash.
+        When it is not a model file, is damaged, is unsafe, is of another format version, or has
+        another hash.
     """
-    tensors, metadata = read_tensors(path, sha256)
-    config, card, said = _describe(path, metadata)
-    _check_weights(str(path), config, tensors)
-    count = sum(value.size for value in tensors.values())
-    if said != count:
-        raise CheckpointError(f"{path} says it has {said} weights, it has {count}. Get the file again.")
-    return Checkpoint(config, tensors, card)
+    return Checkpoint.from_bytes(read_file(path), source=str(path), sha256=sha256)
 
 
 def read_card(path: str | Path) -> Card:
-    """The card alone, from the file's header; the weights are neither read nor checked.
+    """The card of a model file, from its header; the weights are neither read nor checked.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    Card
+        What the model is and where it comes from.
 
     Raises
     ------
-    FileNotFoundError, CheckpointError
-        As `load_checkpoint`, as far as the header shows.
+    FileNotFoundError
+        When there is no such file.
+    CheckpointError
+        When it is not a model file, is damaged, is unsafe or is of another format version, as far
+        as the header shows.
     """
-    with open(path, "rb") as file:
-        start = file.read(8)
-        content = start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES + 1))
-    return _describe(path, _check_header(str(path), content).get("__metadata__", {}))[1]
+    return _describe(str(path), read_header(path).get("__metadata__", {}))[1]
 
 
-def _describe(path: str | Path, metadata: Any) -> tuple[NetworkConfig, Card, Any]:
+def _describe(source: str, metadata: Any) -> tuple[NetworkConfig, Card, Any]:
     """The network's settings, its card, and the number of weights that the file says it has."""
     try:
-        content = _parse_json(metadata[KEY])
+        content = read_json(metadata[KEY], f"the card of {source}")
     except (KeyError, TypeError):
         raise CheckpointError(
-            f"{path} holds tensors but no DN-ResNet card; one that dn-resnet train or finetune wrote is expected. Name another file."
+            f"{source} must have a DN-ResNet card, got tensors without one. Name a file that "
+            "dn-resnet train or finetune wrote."
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has an unknown card; one that dn-resnet train or finetune wrote is expected. Name another file.")
-    version = content.get("version")
-    if type(version) is not int or not 1 <= version <= VERSION:
         raise CheckpointError(
-            f"{path} was written in format version {version}; this program reads up to {VERSION}. Upgrade napari-dnresnet."
+            f"{source} must have a DN-ResNet card, got an unknown one. Name a file that dn-resnet "
+            "train or finetune wrote."
+        )
+    version = content.get("version")
+    if version != VERSION or type(version) is not int:
+        older = type(version) is int and version < VERSION
+        advice = "Train it again, or get a new copy" if older else "Upgrade napari-dnresnet"
+        raise CheckpointError(
+            f"{source} must be in format version {VERSION}, got version {version}. {advice}."
         )
     try:
-        if missing := sorted(set(NetworkConfig.__dataclass_fields__) - set(content["network"])):
-            raise ValueError(f"the network lacks the settings {missing}")
-        return NetworkConfig.from_dict(content["network"]), Card(**content["card"]), content.get("weights")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} has a card that cannot be used: {error}") from error
+        return (
+            NetworkConfig.from_dict(content.get("network", {}), whole=True),
+            from_table(Card, content.get("card", {}), "the card", ADVICE),
+            content.get("weights"),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{source} has a card that cannot be used: {error}") from error
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> None:
-    """Write float32 tensors and text, whole or not at all, with the ordinary permissions of a new file."""
-    # Copies in C order: safetensors 0.8 writes other layouts wrongly, without a word (safetensors issue 825).
-    arrays = {name: np.array(value, dtype="<f4", order="C") for name, value in sorted(tensors.items())}
-    content = safetensors.numpy.save(arrays, dict(metadata))
-    with replaced_file(Path(path)) as temporary:
-        temporary.write_bytes(content)
-
-
-def read_tensors(path: str | Path, sha256: str | None = None) -> tuple[Tensors, dict[str, str]]:
-    """Read float32 tensors (16-bit ones are widened) and text, after every check that the library does not make."""
-    content = _read_bytes(Path(path))
-    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise CheckpointError(f"{path} has sha256 {found}, {sha256} is expected: it was changed or damaged. Get it again.")
-    header = _check_header(str(path), content)
-    try:
-        entries = safetensors.deserialize(content)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); a whole .safetensors file is expected. Get it again.") from error
-    tensors = {name: _decode(str(path), name, entry) for name, entry in entries}
-    return tensors, header.get("__metadata__", {})
-
-
-def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise IsADirectoryError(21, "a model file is expected, this is a folder; name the .safetensors file in it", str(path))
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise CheckpointError(f"{path} has {size} bytes; a model of at most {MAX_FILE_BYTES} is expected. Is it the right file?")
-    return path.read_bytes()
-
-
-def _check_header(path: str, content: bytes) -> dict[str, Any]:
-    """The header, after the checks that the library leaves out."""
-    for magic, what in FOREIGN.items():
-        if content.startswith(magic) and content[8:9] != b"{":
-            raise CheckpointError(f"{path} is {what}, not a safetensors file; pickles are never loaded. Name a .safetensors file.")
-    length = int.from_bytes(content[:8], "little")
-    if len(content) < 10 or length > len(content) - 8:
-        raise CheckpointError(f"{path} is not a safetensors file or is cut off ({len(content)} bytes). Get it again.")
-    if length > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{path} has a header of {length} bytes; at most {MAX_HEADER_BYTES} is expected. Do not use this file.")
-    if content[8:9] != b"{":
-        raise CheckpointError(f"{path} has a header that does not begin with '{{'; it is not a safetensors file. Get it again.")
-    header = _parse_json(content[8 : 8 + length], path)
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has a header that is not a table; it is not a safetensors file. Get it again.")
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if len(name) > MAX_NAME or not NAME.fullmatch(name):
-            raise CheckpointError(
-                f"{path} has a tensor named {name[:80]!r}; names of letters, digits, _ and . are expected. Do not use this file."
-            )
-        if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str) or not isinstance(entry.get("shape"), list):
-            raise CheckpointError(f"{path} describes {name} without dtype and shape; it is not a safetensors file. Get it again.")
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(f"{path} has {name} as {entry['dtype']!r}; one of {sorted(DTYPES)} is expected. Convert the file.")
-        if 0 in entry["shape"]:
-            raise CheckpointError(f"{path} has {name} with the empty shape {entry['shape']}; weights are expected. Do not use this file.")
-    return header
-
-
-def _parse_json(text: str | bytes, path: str = "the card") -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            raise CheckpointError(f"{path} names the same key twice; each is expected once. Do not use this file.")
-        return table
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} has a header that is not JSON ({type(error).__name__}). Get the file again.") from error
-
-
-def _decode(path: str, name: str, entry: Mapping[str, Any]) -> NDArray[np.float32]:
-    """A float32 copy of one tensor; a copy, so that a file changed later cannot change a model in use."""
-    raw: NDArray[Any] = np.frombuffer(entry["data"], DTYPES[str(entry["dtype"])]).reshape(entry["shape"])
-    if entry["dtype"] == "BF16":
-        value: NDArray[np.float32] = (raw.astype(np.uint32) << 16).view(np.float32)
-    else:
-        value = raw.astype(np.float32)
-    if not np.isfinite(value).all():
-        raise CheckpointError(f"{path} has numbers that are not finite in {name}; a trained network is expected. Get the file again.")
-    return value
-
-
-def _check_weights(path: str, config: NetworkConfig, weights: Mapping[str, NDArray[np.float32]]) -> None:
+def _check_weights(
+    source: str, config: NetworkConfig, weights: Mapping[str, NDArray[np.float32]]
+) -> None:
     expected, found = config.weight_shapes(), {name: value.shape for name, value in weights.items()}
     wrong = [
         f"{name}: settings {expected.get(name, 'none')}, file {found.get(name, 'none')}"
@@ -258,7 +315,13 @@ def _check_weights(path: str, config: NetworkConfig, weights: Mapping[str, NDArr
         if expected.get(name) != found.get(name)
     ]
     if wrong:
-        raise CheckpointError(f"{path} has weights that do not fit its settings ({'; '.join(wrong[:8])}). Get the file again.")
+        raise CheckpointError(
+            f"{source} has weights that do not fit its settings ({'; '.join(wrong[:8])}). Get the "
+            "file again."
+        )
     for name, value in weights.items():
         if not np.isfinite(value).all():
-            raise CheckpointError(f"{path} has numbers that are not finite in {name}; a trained network is expected. Train again.")
+            raise CheckpointError(
+                f"{source} must have finite weights, got numbers that are not finite in {name}. "
+                "Train again."
+            )

@@ -1,7 +1,8 @@
-"""Lossy codecs for grey 8-bit images: what an image looks like after each, and how many bytes it takes.
+"""Lossy codecs for grey 8-bit images: the image after JPEG, JPEG 2000 or BPG, and its bytes.
 
-JPEG and JPEG 2000 come from Pillow. BPG is HEVC's intra coding in a small container: ``bpgenc`` and ``bpgdec`` are used where they are
-installed, else x265 by way of pillow-heif, at the same quantiser; `hevc_name` says which.
+JPEG and JPEG 2000 come from Pillow. BPG is HEVC's intra coding in a small container: ``bpgenc`` and
+``bpgdec`` are used where they are installed, else x265 by way of pillow-heif, at the same
+quantisation parameter; `hevc_name` says which.
 """
 
 from __future__ import annotations
@@ -19,41 +20,101 @@ from numpy.typing import NDArray
 
 __all__ = ["Compressed", "bpg", "hevc_name", "jpeg", "jpeg2000"]
 
-MAX_QUANTISER = 51
+MAX_QP = 51
 INSTALL_HEVC = "Install bpgenc (libbpg), or: pip install pillow-heif"
 
 Grey = NDArray[np.uint8]
 
 
 class Compressed(NamedTuple):
-    """An image after a codec, ``(height, width)`` uint8, and the bytes that it took."""
+    """An image after a codec.
+
+    Attributes
+    ----------
+    image : ndarray
+        ``(height, width)``, uint8.
+    bytes : int
+        How many it took when compressed.
+    """
 
     image: Grey
     bytes: int
 
 
 def jpeg(image: Grey, quality: int) -> Compressed:
-    """Baseline JPEG with the tables of the Independent JPEG Group; `quality` 1..100."""
+    """Baseline JPEG with the tables of the Independent JPEG Group.
+
+    Parameters
+    ----------
+    image : ndarray
+        ``(height, width)``, uint8.
+    quality : int
+        1 (worst) to 100.
+
+    Returns
+    -------
+    Compressed
+        The image after the codec, and its bytes.
+
+    Raises
+    ------
+    ValueError
+        When the image is of another kind, or `quality` is out of its range.
+    """
     _check("quality", quality, 1, 100)
     return _by_pillow(image, "JPEG", quality=int(quality))
 
 
 def jpeg2000(image: Grey, ratio: float) -> Compressed:
-    """JPEG 2000 (9/7 wavelet) at `ratio` times fewer bytes than one a pixel, 1..1000."""
-    _check("ratio", ratio, 1, 1000)
-    return _by_pillow(image, "JPEG2000", quality_mode="rates", quality_layers=[float(ratio)], irreversible=True)
+    """JPEG 2000 with the 9/7 wavelet.
 
+    Parameters
+    ----------
+    image : ndarray
+        ``(height, width)``, uint8.
+    ratio : float
+        How many times fewer bytes than pixels, 1 to 1000.
 
-def bpg(image: Grey, quantiser: int) -> Compressed:
-    """BPG, or HEVC's intra coding by x265 where there is no ``bpgenc``; `quantiser` 0 (best)..51.
+    Returns
+    -------
+    Compressed
+        The image after the codec, and its bytes.
 
     Raises
     ------
+    ValueError
+        When the image is of another kind, or `ratio` is out of its range.
+    """
+    _check("ratio", ratio, 1, 1000)
+    return _by_pillow(
+        image, "JPEG2000", quality_mode="rates", quality_layers=[float(ratio)], irreversible=True
+    )
+
+
+def bpg(image: Grey, qp: int) -> Compressed:
+    """BPG, or HEVC intra coding by x265 where there is no ``bpgenc``.
+
+    Parameters
+    ----------
+    image : ndarray
+        ``(height, width)``, uint8.
+    qp : int
+        Quantization parameter, 0 (best) to 51.
+
+    Returns
+    -------
+    Compressed
+        The image after the codec, and its bytes.
+
+    Raises
+    ------
+    ValueError
+        When the image is of another kind, or `qp` is out of its range.
     ImportError
         When there is neither.
     """
-    _check("quantiser", quantiser, 0, MAX_QUANTISER)
-    return _by_bpgenc(image, int(quantiser)) if _has_bpgenc() else _by_heif(image, int(quantiser))
+    _check("qp", qp, 0, MAX_QP)
+    return _by_bpgenc(image, int(qp)) if _has_bpgenc() else _by_heif(image, int(qp))
 
 
 def hevc_name() -> str:
@@ -72,26 +133,30 @@ def _by_pillow(image: Grey, kind: str, **options: Any) -> Compressed:
     return Compressed(np.asarray(Image.open(buffer)), len(buffer.getvalue()))
 
 
-def _by_heif(image: Grey, quantiser: int) -> Compressed:
+def _by_heif(image: Grey, qp: int) -> Compressed:
     from PIL import Image
 
     heif, buffer = _heif(), io.BytesIO()
     # HEVC codes whole blocks of 8; what is added is cut off again.
     rows, columns = _checked(image).shape
     padded = np.pad(image, ((0, -rows % 8), (0, -columns % 8)), mode="edge")
-    heif.from_pillow(Image.fromarray(padded)).save(buffer, quality=50, enc_params={"x265:qp": str(quantiser)})
+    heif.from_pillow(Image.fromarray(padded)).save(
+        buffer, quality=50, enc_params={"x265:qp": str(qp)}
+    )
     decoded = np.asarray(heif.open_heif(io.BytesIO(buffer.getvalue())).to_pillow().convert("L"))
     return Compressed(decoded[:rows, :columns], len(buffer.getvalue()))
 
 
-def _by_bpgenc(image: Grey, quantiser: int) -> Compressed:
+def _by_bpgenc(image: Grey, qp: int) -> Compressed:
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
-        source, coded, decoded = (Path(folder) / name for name in ("source.png", "coded.bpg", "decoded.png"))
+        source, coded, decoded = (
+            Path(folder) / name for name in ("source.png", "coded.bpg", "decoded.png")
+        )
         Image.fromarray(_checked(image)).save(source)
         for command in (
-            ["bpgenc", "-q", str(quantiser), "-f", "444", "-o", str(coded), str(source)],
+            ["bpgenc", "-q", str(qp), "-f", "444", "-o", str(coded), str(source)],
             ["bpgdec", "-o", str(decoded), str(coded)],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=60)
@@ -107,16 +172,20 @@ def _heif() -> Any:
     try:
         import pillow_heif
     except ImportError:
-        raise ImportError(f"there is no HEVC encoder; bpgenc or pillow-heif is expected. {INSTALL_HEVC}.") from None
+        raise ImportError(
+            f"an HEVC encoder, bpgenc or pillow-heif, must be installed, got none. {INSTALL_HEVC}."
+        ) from None
     return pillow_heif
 
 
 def _checked(image: Grey) -> Grey:
     if image.dtype != np.uint8 or image.ndim != 2 or image.size == 0:
-        raise ValueError(f"the image is {image.dtype} {image.shape}; uint8 (height, width) is expected. Convert it.")
+        raise ValueError(
+            f"the image must be uint8 (height, width), got {image.dtype} {image.shape}. Convert it."
+        )
     return np.ascontiguousarray(image)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; a number in {low}..{high} is expected. Change {name}.")
+        raise ValueError(f"{name} must be a number in {low}..{high}, got {value!r}. Change {name}.")

@@ -1,4 +1,4 @@
-"""What ``python3 dev.py run`` shows: a noisy image, denoised, with figures and a before/after picture."""
+"""The demo of ``python3 dev.py run``: denoise an image, print measurements, write before/after."""
 
 from __future__ import annotations
 
@@ -13,29 +13,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dn_core.errors import error_message
+
 __all__ = ["main"]
 
 SIGMA = 25
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Denoise an image file, or without one a noisy picture made from what scikit-image ships."""
+    """Denoise an image file, or by default a sample of scikit-image with added noise.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Command line arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
     parser = argparse.ArgumentParser(prog="dev.py run", description=__doc__)
     parser.add_argument("image", nargs="?", type=Path, help="an image to denoise")
-    parser.add_argument("--gui", action="store_true", help="open napari with the layers")
-    parser.add_argument("--output", type=Path, default=Path("before-after.png"), help="where the before/after picture goes")
+    parser.add_argument("--gui", action="store_true", help="open the images in napari")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("before-after.png"),
+        help="the before/after picture (default: before-after.png)",
+    )
     options = parser.parse_args(arguments)
     try:
-        _show(options.image, options.output, options.gui)
+        _run(options.image, options.output, options.gui)
     except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
-        print(f"{options.image or 'demo'}: {error}", file=sys.stderr)
+        print(f"{options.image or 'demo'}: {error_message(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _show(path: Path | None, output: Path, gui: bool) -> None:
+def _run(path: Path | None, output: Path, gui: bool) -> None:
     from dn_core.comparison import write_comparison
-    from dn_core.inference.denoise import denoise, engine_name, load_model
+    from dn_core.inference.denoise import denoise
+    from dn_core.inference.model import engine_name, load_model
 
     noisy, axes, options, truth = _example() if path is None else _opened(path)
     model = load_model()
@@ -46,12 +65,20 @@ def _show(path: Path | None, output: Path, gui: bool) -> None:
     denoise(noisy, model, **options)
     seconds = time.perf_counter() - began
     write_comparison(output, noisy, clean, axes)
-    print(f"image     {path or f'scikit-image camera with Gaussian noise of sigma {SIGMA}'}: {noisy.dtype} {noisy.shape}, axes {axes}")
+    print(
+        f"image     {path or f'scikit-image camera with Gaussian noise of sigma {SIGMA}'}: "
+        f"{noisy.dtype} {noisy.shape}, axes {axes}"
+    )
     if truth is not None:
-        print(f"PSNR      noisy {_psnr(noisy, truth):.2f} dB, denoised {_psnr(clean, truth):.2f} dB")
+        print(
+            f"PSNR      noisy {_psnr(noisy, truth):.2f} dB, denoised {_psnr(clean, truth):.2f} dB"
+        )
     print(f"model     {model.card.name}: {model.card.description}")
     print(f"engine    {engine_name(model, dtype=noisy.dtype)}")
-    print(f"speed     {noisy.size / seconds / 1e6:.1f} megapixels per second ({first:.2f} s the first time, with starting the engine)")
+    print(
+        f"speed     {noisy.size / seconds / 1e6:.1f} megapixels per second (first run, including "
+        f"start-up: {first:.2f} s)"
+    )
     print(f"picture   {output.resolve()} (before | after)")
     if gui:
         layers = {"truth": truth, "noisy": noisy, "denoised": clean}
@@ -84,7 +111,7 @@ def _psnr(image: NDArray[Any], truth: NDArray[Any]) -> float:
 
 
 def _open_napari(layers: dict[str, NDArray[Any]], axes: str) -> None:
-    """A napari of its own with the arrays and the plugin; this package does not import napari."""
+    """Open the arrays and the plugin in a new napari process; dn_core does not import napari."""
     import tifffile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +119,8 @@ def _open_napari(layers: dict[str, NDArray[Any]], axes: str) -> None:
         for path, layer in zip(paths, layers.values(), strict=True):
             rgb = axes.endswith("S") and layer.shape[-1] in (3, 4)
             tifffile.imwrite(path, layer, photometric="rgb" if rgb else "minisblack")
-        subprocess.run([sys.executable, "-m", "napari", *map(str, paths), "--with", "napari-dnresnet", "Denoise layer"], check=False)
+        command = [sys.executable, "-m", "napari", *map(str, paths)]
+        subprocess.run([*command, "--with", "napari-dnresnet", "Denoise layer"], check=False)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,66 @@
-"""The few errors of our own; each is also the built-in that fits, so that callers who know nothing of us catch right.
+"""Exceptions of this library, and error messages for users.
 
-::
+Each exception is also a fitting built-in one, so that ``except ValueError`` catches it::
 
     DnError
-    ├── CheckpointError (ValueError)   a model file that is not one, or that is damaged or too new
-    ├── ImageFileError (ValueError)    an image file whose content cannot be read as an image
-    ├── RegistryError (ValueError)     a registry or a download that is not what it should be: never tried again by itself
-    └── UnknownModelError (ValueError) a model name that is not known
+    ├── CheckpointError (ValueError)    a model file that is damaged, unsafe or of another version
+    ├── ImageFileError (ValueError)     an image file that cannot be read as an image
+    ├── RegistryError (ValueError)      a registry or download that fails a check; never retried
+    └── UnknownModelError (ValueError)  a model name that is not known
 """
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "DnError", "ImageFileError", "RegistryError", "UnknownModelError"]
+__all__ = [
+    "CheckpointError",
+    "DnError",
+    "ImageFileError",
+    "RegistryError",
+    "UnknownModelError",
+    "error_message",
+]
 
 
 class DnError(Exception):
-    """Anything that this library raises on its own account and that a caller may want to catch."""
+    """The base class of all exceptions that this library defines."""
 
 
 class CheckpointError(DnError, ValueError):
-    """A model file that is not one, or that is damaged, unsafe or written by a newer version."""
+    """A model file that is invalid, damaged, unsafe or written by a newer version."""
 
 
 class ImageFileError(DnError, ValueError):
-    """An image file whose content cannot be read, or not safely, as an image."""
+    """An image file whose content cannot be read safely as an image."""
 
 
 class RegistryError(DnError, ValueError):
-    """A registry, or a file from it, that cannot be trusted: damaged, older than one seen before, or not what the index names."""
+    """A registry or a download that fails a check: damaged, outdated, or not as in the index."""
 
 
 class UnknownModelError(DnError, ValueError):
-    """A model name that is neither known nor a file."""
+    """A model name that is neither a known model nor a file."""
+
+
+def error_message(error: BaseException) -> str:
+    """One line that tells a user what went wrong.
+
+    Parameters
+    ----------
+    error : BaseException
+        Any exception. Errors of the operating system become ``"reason: file"``.
+
+    Returns
+    -------
+    str
+        The message without line breaks; the type's name where there is no message.
+
+    Examples
+    --------
+    >>> error_message(OSError(2, "No such file or directory", "a.tif"))
+    'No such file or directory: a.tif'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    else:
+        text = str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, as far as its drive can lock files."""
+"""File locks: one process at a time, if the drive supports locking."""
 
 from __future__ import annotations
 
@@ -12,21 +12,39 @@ from filelock import FileLock, Timeout
 
 __all__ = ["locked"]
 
-_CANNOT_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.ENOTTY}
+_CANNOT_LOCK = {
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+    errno.EBADF,
+    errno.ENOTTY,
+}
 
 
 @contextlib.contextmanager
 def locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
-    """Keep other processes out for the ``with`` block, by a lock file that stays; the system lets go of the lock when a process dies.
+    """Keep other processes out of a ``with`` block.
 
-    On drives that cannot lock (some network drives and FUSE) nobody is kept out, with a RuntimeWarning that says so.
+    The lock file stays; the system releases the lock when the process ends. Drives that cannot lock
+    (some network drives and FUSE) keep nobody out, which is a RuntimeWarning.
+
+    Parameters
+    ----------
+    path : Path
+        The lock file; its folder must exist.
+    seconds : float
+        How long to wait for another process.
+    busy : str
+        The error message if the lock is still held after that time.
 
     Raises
     ------
     BlockingIOError
-        With the words `busy`, when another process still has it after so many seconds.
+        When another process still holds the lock.
     """
-    lock = FileLock(path, timeout=seconds, thread_local=False)  # whichever thread lets go of it
+    lock = FileLock(path, timeout=seconds, thread_local=False)  # any thread may release it
     try:
         lock.acquire()
     except Timeout:
@@ -35,7 +53,8 @@ def locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in _CANNOT_LOCK:
             raise
         warnings.warn(
-            f"the drive of {path.parent} cannot lock files ({error}): take care that nothing else writes there meanwhile.",
+            f"the drive of {path.parent} cannot lock files ({error}). Make sure that nothing else "
+            "writes there at the same time.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -1,14 +1,16 @@
-"""Forks: nothing that owns threads is used, or even destroyed, in a process that has not got these threads.
+"""Fork safety: threads, locks and engines in forked processes.
 
-A fork copies the memory of a process, and of its threads only the one that forks. In the child all that waits for another thread waits
-for ever: a compiled network whose threads are gone, also when it is only destroyed, a thread pool of a library, a lock that was held.
-So, where a process forks,
+A fork copies the memory of a process, but only the thread that forks. In the child, everything that
+waits for another thread waits forever: a compiled network whose threads are gone (even when it is
+only destroyed), the thread pool of a library, a lock that was held. Therefore:
 
-- before it, what is being made is finished (`alone`) and what is being computed is waited for (`ThreadOwner.finish`);
-- in the child, what owns threads is kept for ever and made anew (`ThreadOwner.leave_behind`, `keep_for_ever`), and `forked_with` says
-  whose thread pools are lost there.
+- Before a fork, engines that are being made are finished (`fork_lock`), and computations are waited
+  for (`ThreadOwner.finish`).
+- In the child, objects that own threads are never destroyed, and are made again when needed
+  (`ThreadOwner.abandon`, `never_destroy`); `forked_with` says which libraries lost their threads.
 
-The hooks are there once `dn_core` is imported, and do next to nothing in programs that have not denoised.
+The hooks are registered when `dn_core` is imported, and do almost nothing in programs that have not
+denoised.
 """
 
 from __future__ import annotations
@@ -23,23 +25,31 @@ import weakref
 from collections.abc import Iterator
 from typing import Protocol
 
-__all__ = ["ThreadOwner", "add_owner", "alone", "forked_with", "keep_for_ever", "limit_torch_after_fork", "say_one_thread"]
+__all__ = [
+    "ThreadOwner",
+    "add_owner",
+    "fork_lock",
+    "forked_with",
+    "limit_torch_after_fork",
+    "never_destroy",
+    "warn_one_thread",
+]
 
 LONGEST_WAIT = 60.0
-"""Seconds that a fork waits for what is being made; networks are compiled in a fraction of one."""
+"""Seconds that a fork waits for `fork_lock`; networks are compiled in a fraction of one."""
 LIBRARIES = ("openvino", "torch")
-"""Those that keep pools of threads."""
+"""Libraries that keep thread pools."""
 
 
 class ThreadOwner(Protocol):
     """Something that has threads of its own."""
 
     def finish(self) -> None:
-        """Wait for what is being computed: this process is about to fork."""
+        """Wait for running computations: this process is about to fork."""
         ...
 
-    def leave_behind(self) -> None:
-        """Keep for ever what has threads, and forget it: this is the child."""
+    def abandon(self) -> None:
+        """Forget objects that own threads, without destroying them: this is the child."""
         ...
 
 
@@ -49,19 +59,19 @@ _lost: set[str] = set()
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """One thread at a time, and never while this process forks."""
+def fork_lock() -> Iterator[None]:
+    """Hold the lock that lets one thread in at a time, and never while this process forks."""
     with _lock:
         yield
 
 
 def add_owner(owner: ThreadOwner) -> None:
-    """Have `owner` told of forks, as long as it lives."""
+    """Notify `owner` of forks, as long as it lives."""
     _owners.add(owner)
 
 
-def keep_for_ever(*things: object) -> None:
-    """Never destroy these, not even when Python ends."""
+def never_destroy(*things: object) -> None:
+    """Never destroy these objects, not even when Python exits."""
     import ctypes
 
     for thing in things:
@@ -69,20 +79,28 @@ def keep_for_ever(*things: object) -> None:
 
 
 def forked_with(library: str) -> bool:
-    """Whether this process was forked, itself or an ancestor, from one that had imported `library`, whose threads are then lost."""
+    """Whether the threads of `library` are lost here.
+
+    That is so if this process, or an ancestor, was forked from one that had imported it.
+
+    Parameters
+    ----------
+    library : str
+        One of `LIBRARIES`.
+    """
     return library in _lost
 
 
-def say_one_thread(library: str) -> None:
-    """Warn, once in a process, that it computes with one thread since `library` has lost its others."""
-    _say_once(library, os.getpid())
+def warn_one_thread(library: str) -> None:
+    """Warn, once per process, that it computes with one thread since `library` lost the others."""
+    _warn_once(library, os.getpid())
 
 
 def limit_torch_after_fork() -> None:
-    """Have torch compute with one thread in a process that was forked from one with torch.
+    """Make torch compute with one thread in a process that was forked from one with torch.
 
-    Its OpenMP (GNU's) takes the threads of the parent's pool for its own and would wait for them for ever. The number is not set back: no
-    higher one works in this process.
+    GNU OpenMP takes the threads of the parent's pool as its own and would wait for them forever.
+    The number is not restored: no higher one works in this process.
     """
     if not forked_with("torch"):
         return
@@ -90,14 +108,15 @@ def limit_torch_after_fork() -> None:
 
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)
-        say_one_thread("torch")
+        warn_one_thread("torch")
 
 
 @functools.cache
-def _say_once(library: str, _process: int) -> None:
+def _warn_once(library: str, _process: int) -> None:
     warnings.warn(
-        f"this process was forked from one that had loaded {library}, whose threads a fork leaves behind: it computes with one thread, "
-        "with the same result. Processes started by multiprocessing.get_context('spawn') compute with all.",
+        f"this process was forked from one that had loaded {library}, whose threads do not exist "
+        "in it: it computes with one thread, with the same result. Use "
+        "multiprocessing.get_context('spawn') to compute with all.",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -110,7 +129,7 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    with contextlib.suppress(RuntimeError):  # not taken, as the wait was too long
+    with contextlib.suppress(RuntimeError):  # not acquired: the wait timed out
         _lock.release()
 
 
@@ -119,8 +138,12 @@ def _after_fork_in_child() -> None:
     _lock = threading.RLock()
     _lost.update(library for library in LIBRARIES if library in sys.modules)
     for owner in list(_owners):
-        owner.leave_behind()
+        owner.abandon()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

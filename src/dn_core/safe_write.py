@@ -1,7 +1,8 @@
-"""Files appear whole or not at all: written beside their target under a temporary name, flushed, renamed.
+"""Atomic writes: a file is written beside its target under a temporary name, flushed, renamed.
 
-A temporary name says which process writes there: ``.part-MACHINE-START-SPACE-PID-RANDOM.name``. What a killed one left is cleared by the
-next writer of the same target; what a living one has there, or a machine that cannot be asked, is not touched.
+The temporary name identifies the writing process: ``.part-MACHINE-BOOT-NAMESPACE-PID-RANDOM.name``.
+The next writer of the same target removes what a killed process left; files of live processes, or
+of processes on other machines, are not touched.
 """
 
 from __future__ import annotations
@@ -22,31 +23,62 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["clear_leftovers", "free_bytes", "named_by_process", "replaced_file", "replaced_folder", "scratch_file"]
+__all__ = [
+    "atomic_folder",
+    "atomic_write",
+    "clear_leftovers",
+    "free_bytes",
+    "named_by_process",
+    "scratch_file",
+]
 
 STALE_SECONDS = 24 * 3600.0
-"""Temporary files of a process that cannot be asked (on another machine, in another container) are left over when untouched for so long."""
+"""When temporary files of unreachable processes (other machines, containers) become stale."""
 TRIES = 6
-"""How often a target that another program holds for a moment (a virus scanner, an indexer) is tried to be replaced: for 3 seconds."""
+"""Attempts to replace a target held by another program (virus scanner, indexer), in 3 seconds."""
 
-# What drives say that cannot flush a file or a folder (SMB, VirtualBox, FUSE); other errors mean that data are lost.
-_CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EACCES, errno.EPERM, errno.EBADF}
-_CANNOT_FLUSH |= {errno.EISDIR}
+# Errors of drives that cannot flush a file or a folder (SMB, VirtualBox, FUSE); others mean that
+# data are lost.
+_CANNOT_FLUSH = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.ENOTTY,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EBADF,
+    errno.EISDIR,
+}
 _HELD = {errno.EACCES, errno.EBUSY, errno.ETXTBSY}
 _OWNER = re.compile(r"\.?[a-z]+-([0-9a-f]{6})-([0-9a-f]{4})-([0-9a-f]{4})-(\d+)-[0-9a-f]{8}\.")
 
 _seen: dict[Path, tuple[int, list[Path]]] = {}
-"""Folders with their time of change after this process last wrote there, and the temporary names that it had found: a folder of many
-thousand results, perhaps on a slow drive, is not listed again for each of them, unless somebody else was there."""
+"""Folders with their modification time after this process last wrote there, and the temporary names
+found then. So a folder of many thousand results, perhaps on a slow drive, is not listed again for
+each of them, unless another process has changed it."""
 
 
 @contextlib.contextmanager
-def replaced_file(target: Path, *, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """Give a temporary path in the target's folder; on success flush it, `check` it and rename it to `target`.
+def atomic_write(target: Path, *, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Write a file completely or not at all.
 
-    The temporary name keeps all extensions (``.part-XXXX.name.ome.tif``), as writers decide by them. A link is followed: what it
-    points to is replaced, and keeps its permissions and, where that is allowed, its owner. On any exception, KeyboardInterrupt included,
-    the temporary file is removed and the target is as before.
+    A symbolic link is followed: its target is replaced, and keeps its permissions and, if allowed,
+    its owner. On any exception, KeyboardInterrupt included, the temporary file is removed and the
+    target is unchanged.
+
+    Parameters
+    ----------
+    target : Path
+        The file.
+    check : callable, optional
+        Called with the complete temporary file before it is renamed; raises to keep the old file.
+
+    Yields
+    ------
+    Path
+        A temporary path in the target's folder to write to. It keeps all extensions of the target
+        (``.part-XXXX.name.ome.tif``), since writers choose formats by them.
 
     Raises
     ------
@@ -58,7 +90,8 @@ def replaced_file(target: Path, *, check: Callable[[Path], None] | None = None) 
     temporary = _beside(target, "part")
     try:
         with _errors_about(target):
-            with contextlib.suppress(FileNotFoundError):  # never to be read by those who may not read the target
+            # Unreadable from the start for those who may not read the target.
+            with contextlib.suppress(FileNotFoundError):
                 temporary.touch(stat.S_IMODE(target.stat().st_mode) | 0o600)
             yield temporary
             _flush_file(temporary)
@@ -74,8 +107,8 @@ def replaced_file(target: Path, *, check: Callable[[Path], None] | None = None) 
 
 
 @contextlib.contextmanager
-def replaced_folder(target: Path) -> Iterator[Path]:
-    """As `replaced_file`, for a folder such as an OME-Zarr."""
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Write a folder, such as an OME-Zarr, completely or not at all; as `atomic_write`."""
     target = _writable(target, folder=True)
     found = _clear_before(target)
     temporary, old = _beside(target, "part"), _beside(target, "old")
@@ -102,7 +135,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_file(target: Path) -> Iterator[Path]:
-    """Give a path beside the target for what is needed while it is written, and remove what is there at the end."""
+    """A temporary path beside the target for scratch data, which are removed at the end."""
     temporary = _beside(Path(os.path.realpath(target)), "part")
     try:
         yield temporary
@@ -112,9 +145,16 @@ def scratch_file(target: Path) -> Iterator[Path]:
 
 
 def clear_leftovers(folder: Path, start: str = ".part", *, aged: bool = True) -> None:
-    """Remove what killed processes left under names by `named_by_process` in a folder, whatever it was to become.
+    """Remove the temporary files and folders of killed processes from a folder.
 
-    With `aged` also what nobody wrote to for a day, of processes that cannot be asked whether they live.
+    Parameters
+    ----------
+    folder : Path
+        Where they are.
+    start : str, default ".part"
+        How their names begin, as given to `named_by_process`.
+    aged : bool, default True
+        Whether to remove those of unreachable processes too, once unchanged for a day.
     """
     for path in _temporary_names(folder, start):
         if _is_left_over(path, aged=aged):
@@ -122,12 +162,13 @@ def clear_leftovers(folder: Path, start: str = ".part", *, aged: bool = True) ->
 
 
 def named_by_process(folder: Path, start: str, ending: str) -> Path:
-    """A new name in a folder that says which process it is of."""
-    return folder / f"{start}-{_machine()}-{_start()}-{_process_space()}-{os.getpid()}-{secrets.token_hex(4)}.{ending}"
+    """A new path in a folder whose name identifies the current process."""
+    process = f"{_machine()}-{_boot()}-{_pid_namespace()}-{os.getpid()}"
+    return folder / f"{start}-{process}-{secrets.token_hex(4)}.{ending}"
 
 
 def free_bytes(folder: Path) -> int:
-    """The room on a drive; without bound where the drive does not say (as some FUSE ones, which claim to have no bytes at all)."""
+    """Free bytes on a drive; unlimited if unknown (some FUSE drives claim to have 0 in all)."""
     usage = shutil.disk_usage(folder)
     return usage.free if usage.total else sys.maxsize
 
@@ -135,16 +176,26 @@ def free_bytes(folder: Path) -> int:
 def _writable(target: Path, *, folder: bool = False) -> Path:
     target = Path(os.path.realpath(target))
     if not target.parent.is_dir():
-        raise FileNotFoundError(2, f"the folder of the output is missing; create it first: {target.parent}", str(target))
+        raise FileNotFoundError(
+            errno.ENOENT, "the folder of the output is missing; create it first", str(target.parent)
+        )
     if target.is_dir() and not folder:
-        raise IsADirectoryError(21, "the output is a folder, a file name is expected; add a file name", str(target))
-    if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
-        raise PermissionError(13, "the output may not be written; choose another place or change its permissions", str(target))
+        raise IsADirectoryError(
+            errno.EISDIR, "the output must be a file, got a folder; add a file name", str(target)
+        )
+    if not os.access(target.parent, os.W_OK) or (
+        target.exists() and not os.access(target, os.W_OK)
+    ):
+        raise PermissionError(
+            errno.EACCES,
+            "the output is not writable; choose another folder or change its permissions",
+            str(target),
+        )
     return target
 
 
 def _beside(target: Path, word: str) -> Path:
-    """A hidden name in the target's folder with the target's extensions, at most 255 bytes long as file systems ask."""
+    """A hidden path in the target's folder with its extensions, at most 255 bytes long."""
     return named_by_process(target.parent, f".{word}", _ending(target))
 
 
@@ -154,11 +205,13 @@ def _ending(target: Path) -> str:
 
 @contextlib.contextmanager
 def _errors_about(target: Path) -> Iterator[None]:
-    """Let errors name the output instead of a temporary name beside it, which is gone by then."""
+    """Have errors name the output instead of its temporary file, which is removed by then."""
     try:
         yield
     except OSError as error:
-        if isinstance(error.filename, str) and error.filename.startswith(str(target.parent / ".part-")):
+        if isinstance(error.filename, str) and error.filename.startswith(
+            str(target.parent / ".part-")
+        ):
             error.filename = str(target)
         raise
 
@@ -167,9 +220,9 @@ def _errors_about(target: Path) -> Iterator[None]:
 
 
 def _clear_before(target: Path) -> list[Path]:
-    """Clear what killed writers of this target left, and give all temporary names in its folder.
+    """Remove what killed writers of this target left, and list all temporary names in its folder.
 
-    An old folder whose new one never came gets its place back.
+    An old folder whose replacement was never put in place is restored.
     """
     folder, ending = target.parent, _ending(target)
     changed, found = _seen.get(folder, (None, []))
@@ -193,26 +246,32 @@ def _remember(folder: Path, found: list[Path]) -> None:
 
 def _temporary_names(folder: Path, *starts: str) -> list[Path]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return [folder / entry.name for entry in entries if entry.name.startswith(tuple(f"{start}-" for start in starts))]
+        return [
+            folder / entry.name
+            for entry in entries
+            if entry.name.startswith(tuple(f"{start}-" for start in starts))
+        ]
     return []
 
 
 def _is_left_over(path: Path, *, aged: bool = True) -> bool:
-    """Whether the process that a temporary name speaks of is gone, or cannot be asked and has written nothing there for a day."""
+    """Whether the process in a temporary name has ended, or is unreachable and idle for a day."""
     found = _OWNER.match(path.name)
     if found and found[1] == _machine() and os.name != "nt":  # on Windows os.kill would end it
-        if found[2] != _start():  # from before the machine was started
+        if found[2] != _boot():  # from before the machine was rebooted
             return True
-        if found[3] == _process_space():
+        if found[3] == _pid_namespace():
             return not _is_alive(int(found[4]))
     return aged and _untouched(path)
 
 
 def _untouched(path: Path) -> bool:
-    """Whether it and all in it were last written a day ago or earlier."""
+    """Whether it and all in it have not been written for a day."""
     oldest = time.time() - STALE_SECONDS
     with contextlib.suppress(OSError):
-        return path.lstat().st_mtime < oldest and all(inner.lstat().st_mtime < oldest for inner in path.rglob("*"))
+        return path.lstat().st_mtime < oldest and all(
+            inner.lstat().st_mtime < oldest for inner in path.rglob("*")
+        )
     return False
 
 
@@ -229,14 +288,14 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # of another user
         return True
     return True
 
 
 @functools.cache
 def _machine() -> str:
-    """Which machine this is, as others on a shared drive would tell it from theirs."""
+    """An identifier of this machine among those that share a drive."""
     known = [socket.gethostname()]
     with contextlib.suppress(OSError):
         known.append(Path("/etc/machine-id").read_text(encoding="utf-8"))
@@ -244,16 +303,16 @@ def _machine() -> str:
 
 
 @functools.cache
-def _start() -> str:
-    """Which start of the machine this is; always the same one where the system does not say."""
+def _boot() -> str:
+    """An identifier of this boot of the machine; constant where the system has none."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")[:4]
     return "0000"
 
 
 @functools.cache
-def _process_space() -> str:
-    """Whose process numbers are ours: containers have their own."""
+def _pid_namespace() -> str:
+    """An identifier of the PID namespace: containers have their own process numbers."""
     with contextlib.suppress(OSError):
         return hashlib.sha256(os.readlink("/proc/self/ns/pid").encode()).hexdigest()[:4]
     return "0000"
@@ -263,7 +322,7 @@ def _process_space() -> str:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """`os.replace`, again and again where another program holds the target for a moment, which Windows and SMB do not allow."""
+    """`os.replace`, retried while another program holds the target, as on Windows and SMB."""
     for number in range(TRIES):
         try:
             os.replace(source, target)
@@ -276,25 +335,30 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def _swap(new: Path, target: Path, old: Path) -> None:
-    """Put a folder in the place of another one, which is put back when that fails; no system call does it at once."""
+    """Replace a folder by another, and restore it on failure; no system call does it at once."""
     while True:
         if target.exists():
             _replace(target, old)
         try:
             _replace(new, target)
         except BaseException as error:
-            taken = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST) and target.exists()
+            taken = (
+                isinstance(error, OSError)
+                and error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+                and target.exists()
+            )
             if not taken:
                 if old.exists():
                     _replace(old, target)
                 raise
-            shutil.rmtree(old, ignore_errors=True)  # another process has put its result there in between: the last one stays
+            # Another process has put its result there in between: the last one stays.
+            shutil.rmtree(old, ignore_errors=True)
         else:
             return
 
 
 def _keep_permissions(old: Path, new: Path) -> None:
-    """Give a new file or folder the permissions, access lists and owner of the one whose place it takes, as far as that is allowed."""
+    """Give a new file or folder the permissions, ACLs and owner of the old one, if allowed."""
     try:
         before, now = old.stat(), new.stat()
     except OSError:
@@ -306,10 +370,16 @@ def _keep_permissions(old: Path, new: Path) -> None:
         with contextlib.suppress(OSError):
             change()
     if (new.stat().st_mode ^ mode) & 0o777:
-        warnings.warn(f"the permissions of {old} ({mode:o}) could not be kept; it has those of a new file.", RuntimeWarning, stacklevel=6)
+        warnings.warn(
+            f"the permissions of {old} ({mode:o}) could not be kept; it has those of a new file.",
+            RuntimeWarning,
+            stacklevel=6,
+        )
 
 
-def _changes(old: Path, new: Path, before: os.stat_result, mode: int) -> Iterator[Callable[[], None]]:
+def _changes(
+    old: Path, new: Path, before: os.stat_result, mode: int
+) -> Iterator[Callable[[], None]]:
     if hasattr(os, "chown"):
         yield lambda: os.chown(new, -1, before.st_gid)
         yield lambda: os.chown(new, before.st_uid, -1)

@@ -1,4 +1,7 @@
-"""On a screen: the plugin's widget lists what a registry offers, and downloads it. ``python download_in_plugin.py ADDRESS MODEL``"""
+"""Run the plugin's model widget: list the models of a registry, and download one.
+
+``python download_in_plugin.py ADDRESS MODEL``, with a display.
+"""
 
 import sys
 import time
@@ -14,12 +17,12 @@ def main(address: str, name: str) -> None:
     def press(button):
         button.clicked.emit(True)
         end = time.monotonic() + 120
-        while widget.job is not None and time.monotonic() < end:
+        while widget.busy and time.monotonic() < end:
             QApplication.instance().processEvents()
         print(widget.status.value, flush=True)
 
     widget.registry.value = address
-    press(widget.look)
+    press(widget.list)
     widget.choose(name)
     press(widget.download)
     viewer.close()

@@ -1,4 +1,4 @@
-"""Training on a real cluster: a head and two nodes, jobs submitted as a user would, workers, nodes and drivers killed."""
+"""Training on a real cluster: submitted jobs, and kills of workers, nodes and drivers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ from dn_core.models import registry, remote
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed; it comes with the extra 'cluster'"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None,
+        reason="Ray is not installed; it comes with the extra 'cluster'",
+    ),
     pytest.mark.skipif(sys.platform != "linux", reason="the cluster of these tests needs Linux"),
 ]
 
@@ -48,12 +51,27 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
     write_images(place / "images", 8, 160)
     write_recipe(place / "toy.toml", steps=40)
-    write_recipe(place / "ds.toml", name="toy-ds", steps=8, block="separable", more='plan = "evolve"\nstart = "whole/toy.safetensors"')
+    write_recipe(
+        place / "ds.toml",
+        name="toy-ds",
+        steps=8,
+        block="separable",
+        more='plan = "evolve"\nstart = "whole/toy.safetensors"',
+    )
     return place
 
 
 def arguments(place: Path, script: str, recipe: str, name: str, *more: str) -> tuple[str, ...]:
-    options = ("--data", str(place / "images"), "--storage", str(place / "runs"), "--name", name, "--workers", "2")
+    options = (
+        "--data",
+        str(place / "images"),
+        "--storage",
+        str(place / "runs"),
+        "--name",
+        name,
+        "--workers",
+        "2",
+    )
     return (f"distributed/{script}.py", str(place / recipe), *options, *more)
 
 
@@ -65,32 +83,47 @@ def output_of(process, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def whole(cluster, place) -> str:
-    """An uninterrupted cascade: what its job said."""
-    return output_of(cluster.submit(*arguments(place, "cascade", "toy.toml", "whole", "--tensorboard")))
+    """Output of the job of an uninterrupted cascade."""
+    return output_of(
+        cluster.submit(*arguments(place, "cascade", "toy.toml", "whole", "--tensorboard"))
+    )
 
 
 @pytest.fixture(scope="module")
 def evolved(whole, cluster, place) -> str:
-    """The cascade's network, evolved on packed images: what the job said."""
-    packed = output_of(cluster.drive("distributed/pack.py", str(place / "images"), str(place / "pack"), "--shard", "3"))
+    """Output of the job that evolves the cascade's network on packed images."""
+    packed = output_of(
+        cluster.drive(
+            "distributed/pack.py", str(place / "images"), str(place / "pack"), "--shard", "3"
+        )
+    )
     assert "7 images in 3 shards, 1 held out" in packed
-    return output_of(cluster.submit(*arguments(place, "evolve", "ds.toml", "ds", "--data", str(place / "pack"))))
+    return output_of(
+        cluster.submit(*arguments(place, "evolve", "ds.toml", "ds", "--data", str(place / "pack")))
+    )
 
 
 def test_a_job_trains_a_cascade_stage_by_stage(whole, place):
     assert all(f"world_rank={rank}, local_rank=0, node_rank={rank}" in whole for rank in (0, 1))
-    assert whole.count("stage 1 of 2, epoch 10, step 40 of 40") == whole.count("stage 2 of 2, epoch 10, step 40 of 40") == 1
+    assert (
+        whole.count("stage 1 of 2, epoch 10, step 40 of 40")
+        == whole.count("stage 2 of 2, epoch 10, step 40 of 40")
+        == 1
+    )
     assert str(place / "runs" / "whole" / "toy.safetensors") in whole
     card = load_checkpoint(place / "runs" / "whole" / "toy.safetensors").card
     assert card.training["workers"] == 2
     assert [stage["layers"] for stage in card.training["stages"]] == [3, 5]
-    stages = [load_checkpoint(place / "runs" / "whole" / f"stage-{number}.safetensors") for number in (0, 1)]
+    stages = [
+        load_checkpoint(place / "runs" / "whole" / f"stage-{number}.safetensors")
+        for number in (0, 1)
+    ]
     assert [stage.config.depth for stage in stages] == [3, 5]
 
 
-def test_tensorboard_is_told_of_each_epoch_and_shown_a_picture(whole, place):
+def test_tensorboard_gets_metrics_and_an_example_image_of_each_epoch(whole, place):
     found = events(place / "runs" / "whole" / "tensorboard")
-    for name in ("loss", "psnr", "lr", "megapixels_per_second"):
+    for name in ("loss", "psnr", "learning_rate", "megapixels_per_second"):
         assert [event.step for event in found.Scalars(name)] == list(range(4, 81, 4)), name
     assert len(found.Images("noisy, denoised, clean")) > 0
 
@@ -107,7 +140,7 @@ def test_a_trained_network_is_evolved_on_packed_images(evolved, place):
 
 @pytest.fixture
 def web(place):
-    """A web server that shows the folder with the registry."""
+    """Address of a web server that serves the registry's folder."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(place))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -117,12 +150,34 @@ def web(place):
         thread.join()
 
 
-def test_models_trained_evolved_and_published_by_jobs_reach_a_users_image(whole, evolved, cluster, place, web, tmp_path, monkeypatch):
-    """Three jobs: `whole` is the cascade's, `evolved` the evolution's, the third publishes both models."""
+def test_models_trained_evolved_and_published_by_jobs_reach_a_users_image(
+    whole, evolved, cluster, place, web, tmp_path, monkeypatch
+):
+    """`whole` is the cascade's job, `evolved` the evolution's; a third job publishes both."""
     monkeypatch.setenv("DN_MODELS", str(tmp_path / "models"))
-    paths = {"toy": place / "runs" / "whole" / "toy.safetensors", "toy-ds": place / "runs" / "ds" / "toy-ds.safetensors"}
-    options = ("--test", str(place / "images"), "--limit", "2", "--level", "gaussian 25", "--accept-worse", "trained for seconds")
-    said = output_of(cluster.submit("distributed/publish.py", *map(str, paths.values()), "--to", str(place / "registry"), *options))
+    paths = {
+        "toy": place / "runs" / "whole" / "toy.safetensors",
+        "toy-ds": place / "runs" / "ds" / "toy-ds.safetensors",
+    }
+    options = (
+        "--test",
+        str(place / "images"),
+        "--limit",
+        "2",
+        "--level",
+        "gaussian 25",
+        "--accept-worse",
+        "trained for seconds",
+    )
+    said = output_of(
+        cluster.submit(
+            "distributed/publish.py",
+            *map(str, paths.values()),
+            "--to",
+            str(place / "registry"),
+            *options,
+        )
+    )
     assert [name for name in paths if f"{name}: published version 1" in said] == ["toy", "toy-ds"]
 
     assert {entry.name for entry in remote.remote_entries(web)} == {"toy", "toy-ds"}
@@ -137,16 +192,31 @@ def test_models_trained_evolved_and_published_by_jobs_reach_a_users_image(whole,
 
 
 def download_in_plugin(address: str, name: str, home: Path) -> None:
-    """By the plugin's widget where there can be a window, with settings of its own; by the client elsewhere."""
+    """Download with the plugin's widget where there is a display, with the client elsewhere."""
     screen = [] if os.environ.get("DISPLAY") else ["xvfb-run", "--auto-servernum"]
     if importlib.util.find_spec("napari") is None or (screen and not shutil.which("xvfb-run")):
         remote.fetch(name, address)
         return
-    command = [*screen, sys.executable, Path(__file__).with_name("download_in_plugin.py"), address, name]
-    variables = {"HOME": str(home), "NAPARI_CONFIG": str(home / "settings.yaml"), "XDG_CACHE_HOME": str(home / "cache")}
-    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300)
+    command = [
+        *screen,
+        sys.executable,
+        Path(__file__).with_name("download_in_plugin.py"),
+        address,
+        name,
+    ]
+    variables = {
+        "HOME": str(home),
+        "NAPARI_CONFIG": str(home / "settings.yaml"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+    }
+    done = subprocess.run(
+        command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-2:] == ["2 models there, 1 of them to download.", f"Downloaded {name}; it is in every list of models."]
+    assert done.stdout.splitlines()[-2:] == [
+        "The registry has 2 models, 1 of them to download.",
+        f"Downloaded {name}; it can be chosen in all lists of models.",
+    ]
 
 
 # Kills
@@ -157,35 +227,39 @@ LINE = re.compile(r"pid=(\d+)[^)]*\)\S* (?:resuming from (\S+)|stage (\d) of 2, 
 
 
 class Survivor:
-    """A run that is killed and started again until it is done."""
+    """A run that is killed and restarted until it is done."""
 
     def __init__(self, cluster, place: Path, name: str) -> None:
         self.cluster, self.run, self.log = cluster, place / "runs" / name, place / f"{name}.log"
         self.command = arguments(place, "cascade", "toy.toml", name, "--max-failures", "20")
-        self.kills: list[tuple[str, set[str]]] = []  # the checkpoint recorded last, and the workers until then
+        self.kills: list[
+            tuple[str, set[str]]
+        ] = []  # the checkpoint recorded last, and the workers until then
         self.workers: set[str] = set()
         self.driver = cluster.drive(*self.command, log=self.log)
 
     def going(self) -> bool:
-        """Whether it still runs; the processes of its workers are remembered."""
+        """Whether it is still running; its workers' process ids are recorded."""
         self.workers |= {str(pid) for pid in self.cluster.processes("RayTrainWorker")}
         time.sleep(0.1)
         return self.driver.poll() is None
 
     def recorded(self) -> str:
-        """The last checkpoint that a run would go on from."""
+        """The newest checkpoint in Ray's list."""
         try:
-            return json.loads((self.run / "checkpoint_manager_snapshot.json").read_bytes())["latest_checkpoint_result"][
-                "checkpoint_dir_name"
-            ]
+            return json.loads((self.run / "checkpoint_manager_snapshot.json").read_bytes())[
+                "latest_checkpoint_result"
+            ]["checkpoint_dir_name"]
         except FileNotFoundError:
             return ""
 
     def kill(self, victim: str, chance: random.Random) -> bool:
-        """Kill after a while, which begins when workers start or when they have saved something; False where the run was quicker."""
+        """Kill some time after workers have started or saved; False if the run was quicker."""
         known, saved = set(self.workers), self.recorded()
         amid_training = chance.random() < 0.7
-        while self.going() and (self.recorded() == saved if amid_training else self.workers == known):
+        while self.going() and (
+            self.recorded() == saved if amid_training else self.workers == known
+        ):
             pass
         end = time.monotonic() + chance.uniform(0, 3 if amid_training else 10)
         while self.going() and time.monotonic() < end:
@@ -205,22 +279,30 @@ class Survivor:
         return True
 
     def check(self) -> None:
-        """It ended well and at no time went back by more than an epoch."""
+        """It succeeded and never lost more than an epoch."""
         said = self.log.read_text()
         assert self.driver.wait(timeout=500) == 0, said
         found = [match.groups() for match in LINE.finditer(self.log.read_text())]
         for checkpoint, before in self.kills:
-            assert all(resumed >= checkpoint for pid, resumed, *_ in found if resumed and pid not in before), said
+            assert all(
+                resumed >= checkpoint for pid, resumed, *_ in found if resumed and pid not in before
+            ), said
         done, worker = (0, 0), ""
         for pid, _, stage, epoch in found:
-            if stage:  # one that tells of its first epoch may do the last one again that another told of
-                assert (int(stage), int(epoch)) >= done if pid != worker else (int(stage), int(epoch)) > done, said
+            if (
+                stage
+            ):  # one that reports its first epoch may repeat the last one that another reported
+                assert (
+                    (int(stage), int(epoch)) >= done
+                    if pid != worker
+                    else (int(stage), int(epoch)) > done
+                ), said
                 done, worker = (int(stage), int(epoch)), pid
 
 
 @pytest.mark.timeout(1800)
-def test_kills_at_random_moments_leave_the_weights_of_a_whole_run(whole, cluster, place):
-    """`KILLS` times `kill -9`, over as many runs as it takes; each resumes from the last epoch saved, all end with the same bytes."""
+def test_kills_at_random_moments_give_the_weights_of_an_uninterrupted_run(whole, cluster, place):
+    """`KILLS` times `kill -9`, in as many runs as it takes; all end with the same bytes."""
     seed = int(os.environ.get("DN_SEED") or secrets.randbelow(10**6))
     print(f"DN_KILLS={KILLS} DN_SEED={seed} repeats the moments of these kills")
     chance = random.Random(seed)
@@ -229,12 +311,17 @@ def test_kills_at_random_moments_leave_the_weights_of_a_whole_run(whole, cluster
     for number in range(100):
         run = Survivor(cluster, place, f"killed-{number}")
         while victims and run.kill(victims[-1], chance):
-            print(f"{run.run.name}: {victims.pop()} killed after {run.kills[-1][0] or 'nothing'}", flush=True)
+            print(
+                f"{run.run.name}: {victims.pop()} killed after {run.kills[-1][0] or 'nothing'}",
+                flush=True,
+            )
         while run.going():
             pass
         run.check()
         for name in ("stage-0", "stage-1", "toy"):
-            left, expected = (place / "runs" / run / f"{name}.safetensors" for run in (run.run.name, "whole"))
+            left, expected = (
+                place / "runs" / run / f"{name}.safetensors" for run in (run.run.name, "whole")
+            )
             assert left.read_bytes() == expected.read_bytes(), name
         if not victims:
             break
@@ -244,7 +331,9 @@ def test_kills_at_random_moments_leave_the_weights_of_a_whole_run(whole, cluster
 # A store in place of a shared folder
 
 
-def test_a_run_in_s3_goes_on_after_its_driver_was_killed(whole, cluster, place, s3_server, tmp_path):
+def test_a_run_in_s3_resumes_after_its_driver_was_killed(
+    whole, cluster, place, s3_server, tmp_path
+):
     with s3_server(cluster.run) as variables:
         command = arguments(place, "cascade", "toy.toml", "stored", "--storage", "s3://bucket/runs")
         first = cluster.submit(*command, log=tmp_path / "first.log", **variables)
@@ -256,24 +345,42 @@ def test_a_run_in_s3_goes_on_after_its_driver_was_killed(whole, cluster, place, 
         said = output_of(cluster.submit(*command, **variables))
         assert "resuming from checkpoint" in said
         assert "stage 1 of 2, epoch 1," not in said
-        assert "already done" in output_of(cluster.submit(*command, **variables))
-        reading = "import sys; from dn_cluster.storage import Storage; print(Storage.at(sys.argv[1]).read(sys.argv[2]).hex())"
+        assert "already trained" in output_of(cluster.submit(*command, **variables))
+        reading = (
+            "import sys; from dn_cluster.storage import Storage; "
+            "print(Storage.at(sys.argv[1]).read(sys.argv[2]).hex())"
+        )
         stored = cluster.run(
-            *(sys.executable, "-c", reading, "s3://bucket/runs/stored", "toy.safetensors"), PYTHONPATH="distributed", **variables
+            sys.executable,
+            "-c",
+            reading,
+            "s3://bucket/runs/stored",
+            "toy.safetensors",
+            PYTHONPATH="distributed",
+            **variables,
         )
         digest = hashlib.sha256(bytes.fromhex(output_of(stored))).hexdigest()
-        assert digest == hashlib.sha256((place / "runs" / "whole" / "toy.safetensors").read_bytes()).hexdigest()
+        assert (
+            digest
+            == hashlib.sha256(
+                (place / "runs" / "whole" / "toy.safetensors").read_bytes()
+            ).hexdigest()
+        )
 
 
-# What cannot be
+# Disks, damaged checkpoints
 
 
-def test_a_full_disk_ends_a_run_that_then_goes_on(whole, cluster, place):
+def test_a_run_on_a_full_disk_stops_and_resumes_when_there_is_space(whole, cluster, place):
     if cluster.small_disk is None:
         pytest.skip("a disk may not be mounted here")
     command = arguments(place, "cascade", "toy.toml", "full", "--storage", str(cluster.small_disk))
     said = output_of(cluster.drive(*command), 1)
-    assert re.search(r"error: \S+/full: \d+ bytes are needed, \d+ are free; make room and give the same command again\s*$", said)
+    assert re.search(
+        r"error: the storage must have \d+ bytes free, got \d+. Free disk space and run the same "
+        r"command again: \S+/full\s*$",
+        said,
+    )
     assert not (cluster.small_disk / "full" / "toy.safetensors").exists()
     assert cluster.resize_disk("remount,size=64m")
     said = output_of(cluster.drive(*command))
@@ -283,7 +390,7 @@ def test_a_full_disk_ends_a_run_that_then_goes_on(whole, cluster, place):
 
 
 def unfinished_copy(place: Path, name: str) -> tuple[Path, list[Path]]:
-    """A copy of the whole run without its model; its folder, and its checkpoints, the newest first."""
+    """A copy of the whole run without its model: folder and checkpoints, newest first."""
     run = shutil.copytree(place / "runs" / "whole", place / "runs" / name)
     (run / "toy.safetensors").unlink()
     (run / "stage-1.safetensors").unlink()
@@ -291,7 +398,7 @@ def unfinished_copy(place: Path, name: str) -> tuple[Path, list[Path]]:
 
 
 def damage(checkpoint: Path) -> None:
-    """Turn one bit of the state."""
+    """Flip one bit of the state."""
     (path,) = checkpoint.rglob("state.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -300,40 +407,57 @@ def damage(checkpoint: Path) -> None:
 
 def check_like_whole(run: Path, place: Path) -> None:
     for name in ("stage-0", "stage-1", "toy"):
-        assert (run / f"{name}.safetensors").read_bytes() == (place / "runs" / "whole" / f"{name}.safetensors").read_bytes()
+        assert (run / f"{name}.safetensors").read_bytes() == (
+            place / "runs" / "whole" / f"{name}.safetensors"
+        ).read_bytes()
 
 
-def test_a_run_whose_newest_checkpoints_are_damaged_goes_on_from_the_one_before(whole, cluster, place):
+def test_a_run_whose_newest_checkpoints_are_damaged_resumes_from_an_older_one(
+    whole, cluster, place
+):
     run, (newest, second, third) = unfinished_copy(place, "damaged")
     damage(second)
     (newest / "stages.json").unlink()
     said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "damaged")))
     assert f"{newest} is damaged: stages.json is missing" in said
-    assert re.search(rf"{second} is damaged: stage-1/state.safetensors has sha256 \w{{16}}\.\.\., \w{{16}}\.\.\. was written", said)
+    assert re.search(
+        rf"{second} is damaged: stage-1/state.safetensors must have sha256 \w{{16}}\.\.\., "
+        rf"got \w{{16}}\.\.\.",
+        said,
+    )
     assert said.count(" is damaged: ") == 2
     assert f"resuming from {third.name}" in said
     check_like_whole(run, place)
 
 
-def test_a_run_whose_list_of_checkpoints_is_cut_off_goes_on_from_those_that_are_there(whole, cluster, place):
+def test_a_run_with_a_damaged_list_of_checkpoints_resumes_from_the_newest_one(
+    whole, cluster, place
+):
     run, (newest, second, _) = unfinished_copy(place, "cut")
     shutil.rmtree(newest)
     path = run / "checkpoint_manager_snapshot.json"
     path.write_bytes(path.read_bytes()[:200])
     said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "cut")))
-    assert re.search(rf"{path} cannot be read .*it is put aside as checkpoint_manager_snapshot.damaged.json", said)
+    assert re.search(
+        rf"{path} cannot be read .*it was renamed to checkpoint_manager_snapshot.damaged.json",
+        said,
+    )
     assert f"resuming from {second.name}" in said
     check_like_whole(run, place)
 
 
-def test_a_run_without_a_whole_checkpoint_is_refused_and_left(whole, cluster, place):
+def test_a_run_without_an_intact_checkpoint_is_refused_and_left(whole, cluster, place):
     run, checkpoints = unfinished_copy(place, "lost")
     for checkpoint in checkpoints:
         damage(checkpoint)
-    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file() and "tensorboard" not in path.parts}
+    before = {
+        path: path.read_bytes()
+        for path in run.rglob("*.*")
+        if path.is_file() and "tensorboard" not in path.parts
+    }
     said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "lost")), 1)
     (error,) = (line for line in said.splitlines() if line.startswith("error: "))
-    assert error.startswith("error: no checkpoint of lost is whole (")
+    assert error.startswith("error: no checkpoint of lost is intact (")
     assert all(f"{checkpoint} is damaged: " in error for checkpoint in checkpoints)
     assert ".dnresnet-" not in said
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -360,7 +484,7 @@ while True:
 
 @pytest.fixture(scope="module")
 def asked(cluster, tmp_path_factory):
-    """Gives what the autoscaler was asked for so far, from Ray's own store: "[]" is nothing."""
+    """A function that lists all autoscaler requests so far, from Ray's own store; "[]" is none."""
     log = tmp_path_factory.mktemp("asked") / "log"
     watcher = cluster.drive("-c", WATCH, log=log)
     wait_for(lambda: "asked for" in log.read_text(), watcher, log)
@@ -368,8 +492,8 @@ def asked(cluster, tmp_path_factory):
     watcher.kill()
 
 
-def check_taken_back(asked, before: int) -> None:
-    """At once, or as soon as it is seen: Ray would let go of some requests by itself, but later."""
+def check_withdrawn(asked, before: int) -> None:
+    """Check that the request is withdrawn soon: Ray drops some by itself, but later."""
     end = time.monotonic() + 10
     while "[]" not in asked()[before:] and time.monotonic() < end:
         time.sleep(0.1)
@@ -382,34 +506,56 @@ def wait_for(found, process, log: Path) -> None:
         time.sleep(0.1)
 
 
-def test_a_cluster_that_is_too_small_is_said_and_nothing_stays_asked_for(asked, cluster, place):
+def test_a_cluster_that_is_too_small_is_reported_and_the_request_withdrawn(asked, cluster, place):
     before = len(asked())
-    said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "wrong", "--workers", "4", "--cpus", "2"), "--wait", "1"), 1)
-    assert "4 workers of 2 CPUs and 0 GPUs are asked for; the cluster has 3 nodes with 4 CPUs" in said
+    said = output_of(
+        cluster.drive(
+            *arguments(place, "cascade", "toy.toml", "wrong", "--workers", "4", "--cpus", "2"),
+            "--wait",
+            "1",
+        ),
+        1,
+    )
+    assert (
+        "the cluster must have room for 4 workers of 2 CPUs and 0 GPUs, got 3 nodes with 4 CPUs"
+        in said
+    )
     assert not (place / "runs" / "wrong" / "settings.json").exists()
-    check_taken_back(asked, before)
+    check_withdrawn(asked, before)
     assert json.dumps([{"CPU": 2.0}] * 4) in asked()[before:]
 
 
-def test_what_a_job_that_is_stopped_had_asked_for_is_taken_back(asked, cluster, place, tmp_path):
-    """Its training began when a node came; then it gets the signal that `ray job stop` sends."""
+def test_the_autoscaler_request_of_a_stopped_job_is_withdrawn(asked, cluster, place, tmp_path):
+    """Training begins when a node joins; then the driver gets the signal of `ray job stop`."""
     log, wanted = tmp_path / "stopped.log", json.dumps([{"CPU": 2.0}] * 3)
     write_recipe(place / "three.toml", name="three", steps=4000, batch=3)
-    driver = cluster.drive(*arguments(place, "cascade", "three.toml", "three", "--workers", "3", "--cpus", "2"), "--wait", "300", log=log)
+    driver = cluster.drive(
+        *arguments(place, "cascade", "three.toml", "three", "--workers", "3", "--cpus", "2"),
+        "--wait",
+        "300",
+        log=log,
+    )
     wait_for(lambda: asked()[-1] == wanted, driver, log)
     cluster.start_node(2, last=False)
     wait_for(lambda: "epoch 1, step" in log.read_text(), driver, log)
     before = len(asked())
     driver.terminate()
     driver.wait(timeout=120)
-    check_taken_back(asked, before)
+    check_withdrawn(asked, before)
     os.kill(cluster.processes("raylet", under=cluster.nodes[2])[0], signal.SIGKILL)
     cluster.nodes.pop(2).wait()
 
 
-def test_a_folder_that_no_node_has_is_said_instead_of_waiting(cluster, place):
-    said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "wrong", "--data", "/nowhere/at/all"), "--wait", "0"), 1)
-    assert "has no /nowhere/at/all; the folder of images is expected on every node" in said
+def test_a_folder_that_no_node_has_is_reported_without_waiting(cluster, place):
+    said = output_of(
+        cluster.drive(
+            *arguments(place, "cascade", "toy.toml", "wrong", "--data", "/nowhere/at/all"),
+            "--wait",
+            "0",
+        ),
+        1,
+    )
+    assert "is missing /nowhere/at/all; every node must have the folder of images" in said
     assert not (place / "runs" / "wrong" / "settings.json").exists()
 
 
@@ -417,21 +563,37 @@ def test_the_node_without_the_images_is_named(cluster, place):
     if cluster.absent is None:
         pytest.skip("a folder cannot be hidden from a node here")
     images = shutil.copytree(place / "images", cluster.absent / "images")
-    said = output_of(cluster.drive(*arguments(place, "cascade", "toy.toml", "wrong", "--data", str(images))), 1)
-    assert f"node {cluster.address(1)} has no {images}; the folder of images is expected on every node" in said
+    said = output_of(
+        cluster.drive(*arguments(place, "cascade", "toy.toml", "wrong", "--data", str(images))), 1
+    )
+    assert (
+        f"node {cluster.address(1)} is missing {images}; every node must have the folder of images"
+        in said
+    )
     assert not (place / "runs" / "wrong" / "settings.json").exists()
 
 
-def test_a_family_goes_on_past_a_failure_and_then_does_only_what_is_missing(cluster, place):
+def test_a_family_continues_after_a_failure_and_then_trains_only_missing_models(cluster, place):
     for name, patch in {"one": 32, "two": 32, "three": 400}.items():
         write_recipe(place / f"{name}.toml", name=name, steps=8, patch=patch, more='plan = "once"')
     options = ("--data", str(place / "images"), "--storage", str(place / "family"))
     family = [str(place / f"{name}.toml") for name in ("one", "two", "three")]
-    output, _ = (process := cluster.drive("distributed/family.py", *options, *family)).communicate(timeout=240)
+    output, _ = (process := cluster.drive("distributed/family.py", *options, *family)).communicate(
+        timeout=240
+    )
     assert process.returncode == 1, output
     assert "error: 1 of 3 models failed: three." in output
-    assert "at least 400x400 is expected" in output
-    done = {name: (place / "family" / name / f"{name}.safetensors").stat().st_mtime_ns for name in ("one", "two")}
+    assert "at least 400x400 pixels" in output
+    done = {
+        name: (place / "family" / name / f"{name}.safetensors").stat().st_mtime_ns
+        for name in ("one", "two")
+    }
     said = output_of(cluster.drive("distributed/family.py", *options, *family[:2]))
-    assert [line.split()[:2] for line in said.splitlines()[-2:]] == [["one", "done"], ["two", "done"]]
-    assert done == {name: (place / "family" / name / f"{name}.safetensors").stat().st_mtime_ns for name in ("one", "two")}
+    assert [line.split()[:2] for line in said.splitlines()[-2:]] == [
+        ["one", "done"],
+        ["two", "done"],
+    ]
+    assert done == {
+        name: (place / "family" / name / f"{name}.safetensors").stat().st_mtime_ns
+        for name in ("one", "two")
+    }

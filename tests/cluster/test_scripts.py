@@ -1,4 +1,4 @@
-"""The scripts without a cluster: `--workers 0`, and what they refuse before they ask Ray for anything."""
+"""The scripts without a cluster: `--workers 0`, and what they refuse before Ray starts."""
 
 from __future__ import annotations
 
@@ -29,23 +29,43 @@ def place(tmp_path_factory):
 
 
 def run(*command: object, code: int = 0, **environment: str) -> str:
-    """A command from another folder than the checkout's, as a bare checkout's user has it: without PYTHONPATH."""
-    variables = {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=variables, cwd=ROOT.parent, timeout=300)
+    """Run a command from outside the checkout and without PYTHONPATH, as a user may."""
+    variables = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        env=variables,
+        cwd=ROOT.parent,
+        timeout=300,
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def script(name: str, place: Path, *more: object, code: int = 0) -> str:
-    command = (ROOT / "distributed" / f"{name}.py", place / "toy.toml", "--data", place / "images", "--storage", place / "runs")
+    command = (
+        ROOT / "distributed" / f"{name}.py",
+        place / "toy.toml",
+        "--data",
+        place / "images",
+        "--storage",
+        place / "runs",
+    )
     return run(*command, "--workers", 0, *more, code=code)
 
 
-def test_the_folder_is_no_package_and_knows_no_napari():
-    """A package `distributed` would hide Dask's."""
+def test_the_folder_is_no_package_and_never_imports_napari():
+    """A package `distributed` would shadow Dask's."""
     assert not (ROOT / "distributed" / "__init__.py").exists()
     for path in (ROOT / "distributed").rglob("*.py"):
-        assert not re.search(r"^\s*(import|from) (napari|qtpy|magicgui|PyQt)", path.read_text(), re.MULTILINE), path
+        assert not re.search(
+            r"^\s*(import|from) (napari|qtpy|magicgui|PyQt)", path.read_text(), re.MULTILINE
+        ), path
 
 
 @pytest.fixture(scope="module")
@@ -53,35 +73,57 @@ def here(place):
     return script("cascade", place, "--name", "here")
 
 
-def test_without_workers_the_weights_are_those_of_dn_resnet_train(here, place):
-    command = ("-m", "dn_core.cli", "train", place / "toy.toml", "--data", place / "images", "--out", place / "plain")
+def test_training_without_workers_gives_the_weights_of_dn_resnet_train(here, place):
+    command = (
+        "-m",
+        "dn_core.cli",
+        "train",
+        place / "toy.toml",
+        "--data",
+        place / "images",
+        "--out",
+        place / "plain",
+    )
     run(*command, PYTHONPATH=str(ROOT / "src"))
-    assert (place / "runs" / "here" / "toy.safetensors").read_bytes() == (place / "plain" / "toy.safetensors").read_bytes()
+    assert (place / "runs" / "here" / "toy.safetensors").read_bytes() == (
+        place / "plain" / "toy.safetensors"
+    ).read_bytes()
 
 
 def test_each_epoch_has_a_line(here):
     lines = [line.partition(": loss")[0] for line in here.splitlines() if ": loss" in line]
-    expected = [f"stage {stage} of 2, epoch {epoch}, step {4 * epoch} of 8" for stage in (1, 2) for epoch in (1, 2)]
+    expected = [
+        f"stage {stage} of 2, epoch {epoch}, step {4 * epoch} of 8"
+        for stage in (1, 2)
+        for epoch in (1, 2)
+    ]
     assert lines == expected
 
 
-def test_what_is_done_is_not_done_again(here, place):
-    assert "here is already done" in script("cascade", place, "--name", "here")
+def test_a_finished_run_is_not_trained_again(here, place):
+    assert "here is already trained" in script("cascade", place, "--name", "here")
 
 
-def test_another_recipe_under_an_old_name_is_refused(here, place):
+def test_another_recipe_under_the_name_of_a_run_is_refused(here, place):
     said = script("cascade", place, "--name", "here", "--steps", 16, code=1)
-    assert "holds another training (recipe.phases: " in said
+    assert "holds another training run (recipe.phases: " in said
     assert "Choose another --name" in said
 
 
 def test_a_recipe_of_the_other_script_is_refused(place):
     assert "error: the plan of" in (said := script("evolve", place, code=1))
-    assert "Use cascade.py for it" in said
+    assert "Use cascade.py." in said
 
 
-def test_a_family_is_all_shipped_recipes_each_with_a_run_of_its_own(place):
-    command = (ROOT / "distributed" / "family.py", "--data", place / "images", "--storage", place / "family", "--status")
+def test_a_family_has_all_bundled_recipes_each_with_its_own_run(place):
+    command = (
+        ROOT / "distributed" / "family.py",
+        "--data",
+        place / "images",
+        "--storage",
+        place / "family",
+        "--status",
+    )
     lines = [line.split() for line in run(*command).splitlines()]
     assert [line[:2] for line in lines[1:]] == [[name, "missing"] for name in recipe_names()]
 
@@ -93,27 +135,34 @@ def test_a_missing_folder_is_named(place):
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", ".hidden", "a/b"])
-def test_a_name_is_no_path(name, place):
-    assert "letters, digits" in script("cascade", place, "--name", name, code=1)
+def test_a_name_must_not_be_a_path(name, place):
+    assert "must have letters, digits" in script("cascade", place, "--name", name, code=1)
     assert not (place / "elsewhere").exists()
 
 
 def test_a_batch_must_divide_by_the_workers(place):
-    """It is said before Ray is asked for anything."""
-    assert "a batch of 2 patches is to be shared by 3 workers" in script("cascade", place, "--workers", 3, code=1)
+    """It is refused before Ray starts."""
+    assert "got 2 patches for 3 workers" in script("cascade", place, "--workers", 3, code=1)
 
 
-def test_tensorboard_gets_numbers_and_a_picture_of_each_epoch(place):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed; it comes with the extra 'cluster'")
-    script("cascade", place, "--name", "told", "--tensorboard")
-    found = events(place / "runs" / "told" / "tensorboard")
-    for name in ("loss", "psnr", "lr", "megapixels_per_second"):
+def test_tensorboard_gets_metrics_and_an_example_image_of_each_epoch(place):
+    pytest.importorskip(
+        "tensorboard", reason="tensorboard is not installed; it comes with the extra 'cluster'"
+    )
+    script("cascade", place, "--name", "reported", "--tensorboard")
+    found = events(place / "runs" / "reported" / "tensorboard")
+    for name in ("loss", "psnr", "learning_rate", "megapixels_per_second"):
         assert [event.step for event in found.Scalars(name)] == [4, 8, 12, 16], name
     pictures = found.Images("noisy, denoised, clean")
     assert [event.step for event in pictures] == [4, 8, 12, 16]
-    shown = [np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("L"), float) for event in pictures]
+    shown = [
+        np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("L"), float)
+        for event in pictures
+    ]
     assert {picture.shape for picture in shown} == {(96, 3 * 96)}
-    np.testing.assert_allclose(shown[0][:, 192:], PICTURES[4]()[:96, :96], atol=1)  # the fifth image is held out
+    np.testing.assert_allclose(
+        shown[0][:, 192:], PICTURES[4]()[:96, :96], atol=1
+    )  # the fifth image is held out
     assert shown[0][:, 96:192].std() > 0
     assert np.abs(shown[0][:, :96] - shown[0][:, 192:]).mean() > 1
     assert not np.array_equal(shown[0][:, 96:192], shown[1][:, 96:192])
@@ -121,7 +170,11 @@ def test_tensorboard_gets_numbers_and_a_picture_of_each_epoch(place):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="MLflow is installed")
-def test_what_mlflow_needs_is_said_before_anything_starts(place):
+def test_a_missing_mlflow_is_reported_before_training_starts(place):
     said = script("cascade", place, "--name", "mlflow", "--mlflow", "http://127.0.0.1:5000", code=1)
-    assert said == "error: the package mlflow is missing; --mlflow needs it. pip install mlflow, on all nodes.\n"
+    assert (
+        said
+        == "error: the package mlflow is missing, which --mlflow needs. Run pip install mlflow on "
+        "all nodes.\n"
+    )
     assert not (place / "runs" / "mlflow").exists()

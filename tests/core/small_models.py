@@ -5,7 +5,7 @@ import functools
 import torch
 
 from dn_core.checkpoints import Card, Checkpoint
-from dn_core.inference.denoise import Model
+from dn_core.inference.model import Model
 from dn_core.network_config import NetworkConfig, half_resolution_config, paper_config
 from dn_core.networks import DnResNet
 
@@ -19,9 +19,12 @@ CONFIGS = {
 
 @functools.cache
 def small_model(name: str = "residual") -> Model:
-    """A model of `CONFIGS`, always with the same weights, whose output is of the size of its input."""
+    """A model of `CONFIGS`, always with the same weights; output and input have one size."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         network = DnResNet(CONFIGS[name])
-    weights = {key: value.numpy() * (0.5 if key == "last.weight" else 1) for key, value in network.state_dict().items()}
+    weights = {
+        key: value.numpy() * (0.5 if key == "last.weight" else 1)
+        for key, value in network.state_dict().items()
+    }
     return Model(Checkpoint(CONFIGS[name], weights, Card(name=name.replace(" ", "-"))))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from dn_core.evaluation.peers import PeerMethod
+from dn_core.paper.baselines import BaselineMethod
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -33,17 +33,18 @@ def methods():
 
 
 @pytest.fixture(scope="module")
-def peers(methods, data_folder):
+def baselines(methods, data_folder):
     if not (data_folder / "peers" / "peers.json").exists():
-        pytest.skip(f"no peers in {data_folder}")
-    return methods.load_peers(data_folder / "peers")
+        pytest.skip(f"no baselines in {data_folder}")
+    return methods.load_baselines(data_folder / "peers")
 
 
 @pytest.mark.parametrize("read_noise", [0.0, 1.0, 12.0])
 def test_the_inverse_anscombe_transform_gives_high_counts_back(methods, read_noise):
     counts = np.linspace(500, 5000, 50)
     back = methods.inverse_anscombe(methods.anscombe(counts, read_noise), read_noise)
-    # Unbiased for the mean of transformed noisy counts, so it lies a quarter above the count itself.
+    # Unbiased for the mean of transformed noisy counts, so it lies a quarter above the count
+    # itself.
     np.testing.assert_allclose(back, counts + 0.25, atol=0.02)
 
 
@@ -62,23 +63,25 @@ def test_the_anscombe_transform_makes_the_noise_white(methods, read_noise):
 
 
 @pytest.mark.parametrize("name", ["dncnn_s25", "ffdnet_gray"])
-def test_peers_are_the_same_in_torch_and_openvino(methods, peers, name):
+def test_peers_are_the_same_in_torch_and_openvino(methods, baselines, name):
     pytest.importorskip("openvino")
     noisy = np.random.default_rng(0).random((24, 32), np.float32)
-    by_torch = PeerMethod(peers[name])(noisy, 25 / 255)
-    by_openvino = methods.peer_in_openvino(peers[name], noisy.shape, "f32")(noisy, 25 / 255)
+    by_torch = BaselineMethod(baselines[name])(noisy, 25 / 255)
+    by_openvino = methods.baseline_in_openvino(baselines[name], noisy.shape, "f32")(noisy, 25 / 255)
     assert by_torch.shape == noisy.shape
     np.testing.assert_allclose(by_openvino, by_torch, atol=1e-4)
 
 
-def test_peers_have_the_weights_that_their_list_says(methods, peers, data_folder):
-    listed = methods.peer_facts(data_folder / "peers")
-    assert {name: peer.parameters for name, peer in peers.items()} == {name: facts["params"] for name, facts in listed.items()}
+def test_peers_have_the_weights_that_their_list_says(methods, baselines, data_folder):
+    listed = methods.baseline_facts(data_folder / "peers")
+    assert {name: baseline.parameters for name, baseline in baselines.items()} == {
+        name: facts["params"] for name, facts in listed.items()
+    }
 
 
-def test_ffdnet_takes_odd_sides(methods, peers):
+def test_ffdnet_takes_odd_sides(methods, baselines):
     noisy = np.random.default_rng(0).random((9, 11), np.float32)
-    assert PeerMethod(peers["ffdnet_gray"])(noisy, 0.1).shape == (9, 11)
+    assert BaselineMethod(baselines["ffdnet_gray"])(noisy, 0.1).shape == (9, 11)
 
 
 def test_set14_noise_is_the_same_each_time(methods):
@@ -91,15 +94,29 @@ def test_set14_noise_is_the_same_each_time(methods):
 
 
 def test_the_ladder_has_all_that_was_timed_and_scored_with_its_fastest_time(tmp_path):
-    times = [("dn-fast", 80.0), ("dn-fast", 160.0), ("dncnn_s25", 2500.0), ("dncnn_s25", 600.0), ("TV", 160.0), ("untold", 1.0)]
+    times = [
+        ("dn-fast", 80.0),
+        ("dn-fast", 160.0),
+        ("dncnn_s25", 2500.0),
+        ("dncnn_s25", 600.0),
+        ("TV", 160.0),
+        ("untold", 1.0),
+    ]
     psnrs = {"dn-fast": 29.9, "DnCNN-S": 30.4, "TV": 28.0, "noisy": 20.2}
     results = {
         "machine": {"cores": 2},
         "speed": [{"name": name, "median_ms": median} for name, median in times],
-        "quality": {"set12": {name: {"25": {"psnr": value}} for name, value in psnrs.items()}, "bfloat16": {"dn-fast": {}}},
+        "quality": {
+            "set12": {name: {"25": {"psnr": value}} for name, value in psnrs.items()},
+            "bfloat16": {"dn-fast": {}},
+        },
     }
     ladder = part("comparison.ladder")
-    assert ladder.rungs(results) == [("dn-fast", 80.0, 29.9, True), ("DnCNN-S", 600.0, 30.4, False), ("TV", 160.0, 28.0, False)]
+    assert ladder.rungs(results) == [
+        ("dn-fast", 80.0, 29.9, True),
+        ("DnCNN-S", 600.0, 30.4, False),
+        ("TV", 160.0, 28.0, False),
+    ]
     ladder.draw_ladder(results, tmp_path / "ladder.png")
     assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
 
@@ -107,19 +124,41 @@ def test_the_ladder_has_all_that_was_timed_and_scored_with_its_fastest_time(tmp_
 @pytest.mark.slow
 def test_training_and_denoising_are_timed_on_a_device(tmp_path, capsys, monkeypatch):
     for number in range(2):
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (100, 100), np.uint8)).save(tmp_path / f"{number}.png")
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--photos", str(tmp_path), "--device", "cpu", "--quick"])
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (100, 100), np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
+    monkeypatch.setattr(
+        "sys.argv", ["gpu.py", "--photos", str(tmp_path), "--device", "cpu", "--quick"]
+    )
     part("gpu").main()
-    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| d")]
+    rows = [
+        line.split("|")[1:-1]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("| d")
+    ]
     assert len(rows) == 10
     assert all(float(row[2]) > 0 for row in rows)
-    assert all(float(row[-1]) <= 2 for row in rows[4:])  # grey levels: 8-bit images are computed in bfloat16 where the CPU has it
+    assert all(
+        float(row[-1]) <= 2 for row in rows[4:]
+    )  # grey levels: 8-bit images are computed in bfloat16 where the CPU has it
 
 
 @pytest.mark.slow
-def test_a_short_run_writes_the_page(peers, data_folder, tmp_path, capsys):
+def test_a_short_run_writes_the_page(baselines, data_folder, tmp_path, capsys):
     page, figures = tmp_path / "docs" / "benchmarks.md", tmp_path / "figures.json"
-    options = ["--data", str(data_folder), "--quick", "--parts", "quality", "--limit", "2", "--output", str(page), "--json", str(figures)]
+    options = [
+        "--data",
+        str(data_folder),
+        "--quick",
+        "--parts",
+        "quality",
+        "--limit",
+        "2",
+        "--output",
+        str(page),
+        "--json",
+        str(figures),
+    ]
     assert part("compare").main(options) == 0
     text = page.read_text("utf-8")
     found = json.loads(figures.read_text("utf-8"))["quality"]
@@ -127,8 +166,10 @@ def test_a_short_run_writes_the_page(peers, data_folder, tmp_path, capsys):
     assert "[GPUs](gpu.md)" in text
     assert str(data_folder) not in text
     assert str(tmp_path) not in text
-    for row in found["peers"]:
-        assert row["measured"] == pytest.approx(row["expected"], abs=part("comparison.quality").TOLERANCE), row
+    for row in found["baselines"]:
+        assert row["measured"] == pytest.approx(
+            row["expected"], abs=part("comparison.quality").TOLERANCE
+        ), row
     assert "figures are reproduced" in capsys.readouterr().out
     again = [*options[:2], "--parts", "cold", "--earlier", str(figures), "--output", str(page)]
     assert part("compare").main(again) == 0
@@ -149,9 +190,15 @@ def photos(tmp_path):
     pixels = data.camera()
     for number in range(3):
         (tmp_path / "photos").mkdir(exist_ok=True)
-        Image.fromarray(pixels[100 * number : 100 * number + 96, :112]).save(tmp_path / "photos" / f"{number}.png")
+        Image.fromarray(pixels[100 * number : 100 * number + 96, :112]).save(
+            tmp_path / "photos" / f"{number}.png"
+        )
     page = tmp_path / "page.md"
-    page.write_text("".join(f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->\n" for name in ("layers", "claims")))
+    page.write_text(
+        "".join(
+            f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->\n" for name in ("layers", "claims")
+        )
+    )
     return tmp_path / "photos"
 
 
@@ -159,11 +206,33 @@ def run_script(name, photos, *more):
     """Run a benchmark on tiny images; the rows that it has put into the page."""
     part("page")
     page, out = photos.parent / "page.md", photos.parent / name
-    command = [sys.executable, FOLDER / f"{name}.py", "--photos", photos, "--test", photos, "--out", out, "--page", page, *more]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500, check=False)
+    command = [
+        sys.executable,
+        FOLDER / f"{name}.py",
+        "--photos",
+        photos,
+        "--test",
+        photos,
+        "--out",
+        out,
+        "--page",
+        page,
+        *more,
+    ]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 0, done.stderr
-    rows = page.read_text("utf-8").partition(f"<!-- {name}: begin -->")[2].partition(f"<!-- {name}: end -->")[0]
-    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows.splitlines() if row.startswith("|")][2:]
+    rows = (
+        page.read_text("utf-8")
+        .partition(f"<!-- {name}: begin -->")[2]
+        .partition(f"<!-- {name}: end -->")[0]
+    )
+    return [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in rows.splitlines()
+        if row.startswith("|")
+    ][2:]
 
 
 @pytest.mark.slow
@@ -176,7 +245,16 @@ def test_each_further_layer_and_blind_training_have_a_row(photos):
         "13 layers, one-shot",
         "13 layers, one-shot, blind",
     ]
-    assert [row[1] for row in rows] == ["57,184", "75,616", "94,048", "112,480", "130,912", "149,344", "149,344", "149,344"]
+    assert [row[1] for row in rows] == [
+        "57,184",
+        "75,616",
+        "94,048",
+        "112,480",
+        "130,912",
+        "149,344",
+        "149,344",
+        "149,344",
+    ]
     assert all(0 < float(row[2]) < 40 for row in rows)
     assert [rows[0][3], rows[-1][3]] == ["29.86", "30.47"]
 

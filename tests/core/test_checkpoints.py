@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -9,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dn_core.checkpoints import KEY, Card, Checkpoint, load_checkpoint, read_card, save_checkpoint, write_tensors
+from dn_core.checkpoints import KEY, Card, Checkpoint, load_checkpoint, read_card, save_checkpoint
 from dn_core.errors import CheckpointError
 from dn_core.network_config import half_resolution_config, paper_config
 from dn_core.networks import DnResNet
+from dn_core.tensor_files import write_tensors
 
 CONFIG = half_resolution_config(8, 1)
 
@@ -21,7 +23,9 @@ def checkpoint(config=CONFIG, **card):
     torch.manual_seed(0)
     network = DnResNet(config)
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
-    return Checkpoint(config, weights, Card(name="test", noise="Gaussian", scores={"set12": 30.1}, **card))
+    return Checkpoint(
+        config, weights, Card(name="test", noise="Gaussian", scores={"set12": 30.1}, **card)
+    )
 
 
 @pytest.fixture
@@ -45,7 +49,9 @@ def test_everything_comes_back(path, config):
     found = load_checkpoint(path)
     assert found.config == original.config
     assert found.card == original.card
-    assert all(np.array_equal(found.weights[name], value) for name, value in original.weights.items())
+    assert all(
+        np.array_equal(found.weights[name], value) for name, value in original.weights.items()
+    )
     image = torch.rand(1, 1, 16, 16)
     torch.manual_seed(0)
     same = DnResNet(config)
@@ -55,14 +61,22 @@ def test_everything_comes_back(path, config):
 def test_the_safetensors_library_reads_the_same_weights(path):
     original = checkpoint()
     save_checkpoint(path, original)
-    assert {name: value.tolist() for name, value in load_file(path).items()} == {k: v.tolist() for k, v in original.weights.items()}
+    assert {name: value.tolist() for name, value in load_file(path).items()} == {
+        k: v.tolist() for k, v in original.weights.items()
+    }
 
 
 def test_transposed_and_channels_last_weights_are_written_right(path):
     original = checkpoint()
-    weights = {name: torch.from_numpy(v).contiguous(memory_format=torch.channels_last).numpy() for name, v in original.weights.items()}
+    weights = {
+        name: torch.from_numpy(v).contiguous(memory_format=torch.channels_last).numpy()
+        for name, v in original.weights.items()
+    }
     save_checkpoint(path, dataclasses.replace(original, weights=weights))
-    assert all(np.array_equal(load_checkpoint(path).weights[name], value) for name, value in original.weights.items())
+    assert all(
+        np.array_equal(load_checkpoint(path).weights[name], value)
+        for name, value in original.weights.items()
+    )
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
@@ -113,7 +127,8 @@ BROKEN = {
     "PNG": b"\x89PNG\r\n\x1a\n" + bytes(40),
     "header above the cap": container(b"{" + b" " * 2**20 + b"}"),
     "duplicate tensor": container(
-        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        bytes(8),
     ),
     "duplicate metadata": container(b'{"__metadata__":{"k":"1","k":"2"}}'),
     "two metadata": container(b'{"__metadata__":{"k":"1"},"__metadata__":{"k":"2"}}'),
@@ -126,8 +141,12 @@ BROKEN = {
     "unknown dtype": container({"a": tensor([1], 0, 8, "Q9")}, bytes(8)),
     "NaN": container({"a": tensor([1], 0, 4)}, np.float32(np.nan).tobytes()),
     "infinity": container({"a": tensor([1], 0, 4)}, np.float32(np.inf).tobytes()),
-    "shape no list": container({"a": {"dtype": "F32", "shape": 5, "data_offsets": [0, 4]}}, bytes(4)),
-    "dtype no text": container({"a": {"dtype": [], "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+    "shape no list": container(
+        {"a": {"dtype": "F32", "shape": 5, "data_offsets": [0, 4]}}, bytes(4)
+    ),
+    "dtype no text": container(
+        {"a": {"dtype": [], "shape": [1], "data_offsets": [0, 4]}}, bytes(4)
+    ),
     "tensor no table": container({"a": 3}),
     "no card": container(F32_PAIR, bytes(16)),
     "card not JSON": container({"__metadata__": {KEY: "{"}}),
@@ -151,17 +170,74 @@ def test_no_card_is_read_from_what_is_not_a_model_file(path, name):
         read_card(path)
 
 
+def test_bytes_are_the_files_and_come_back_bit_for_bit(path):
+    original = checkpoint(description="µ, 细胞", training={"steps": 3})
+    content = original.to_bytes()
+    save_checkpoint(path, original)
+    assert path.read_bytes() == content
+    found = Checkpoint.from_bytes(content)
+    assert (found.config, found.card) == (original.config, original.card)
+    assert found.weights.keys() == original.weights.keys()
+    assert all(
+        found.weights[name].tobytes() == value.tobytes() for name, value in original.weights.items()
+    )
+    assert found.to_bytes() == content
+
+
+def test_the_hash_is_that_of_the_file(path):
+    original = checkpoint()
+    save_checkpoint(path, original)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert original.sha256 == load_checkpoint(path).sha256 == expected
+    assert Checkpoint.from_bytes(path.read_bytes(), sha256=expected).sha256 == expected
+    other = dataclasses.replace(original, card=Card(name="other"))
+    assert other.sha256 == hashlib.sha256(other.to_bytes()).hexdigest() != expected
+
+
+def test_bytes_with_another_hash_are_refused_with_both():
+    content = checkpoint().to_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    with pytest.raises(
+        CheckpointError, match=f"s3://lab/model must have sha256 {'0' * 64}, got {found}"
+    ):
+        Checkpoint.from_bytes(content, source="s3://lab/model", sha256="0" * 64)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_bytes_that_are_no_model_are_refused_by_their_source(name):
+    with pytest.raises(CheckpointError, match="s3://lab/model"):
+        Checkpoint.from_bytes(BROKEN[name], source="s3://lab/model")
+
+
+def test_weights_that_are_not_finite_have_no_bytes():
+    bad = checkpoint()
+    bad.weights["last.weight"].flat[0] = np.inf
+    with pytest.raises(CheckpointError, match=r"checkpoint 'test' .*not finite in last\.weight"):
+        bad.to_bytes()
+
+
+@pytest.mark.parametrize("place", [0, 4, 9, 40, 200, -1])
+def test_a_flipped_bit_is_noticed_by_the_hash(place):
+    original = checkpoint()
+    content = bytearray(original.to_bytes())
+    content[place] ^= 1
+    with pytest.raises(CheckpointError, match="changed or damaged"):
+        Checkpoint.from_bytes(bytes(content), sha256=original.sha256)
+
+
 def test_a_file_with_another_hash_is_refused_with_both(path):
     save_checkpoint(path, checkpoint())
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     assert load_checkpoint(path, found).card == checkpoint().card
-    with pytest.raises(CheckpointError, match=f"has sha256 {found}, {'0' * 64} is expected"):
+    with pytest.raises(CheckpointError, match=f"must have sha256 {'0' * 64}, got {found}"):
         load_checkpoint(path, "0" * 64)
 
 
 def test_a_pickle_is_called_by_its_name(path):
     path.write_bytes(BROKEN["pickle"])
-    with pytest.raises(CheckpointError, match="a pickle, not a safetensors file; pickles are never loaded"):
+    with pytest.raises(
+        CheckpointError, match="must be a safetensors file, got a pickle; pickles are never loaded"
+    ):
         load_checkpoint(path)
 
 
@@ -187,16 +263,20 @@ def with_content(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 2}, "format version 2; this program reads up to 1. Upgrade"),
+        ({"version": 3}, "format version 2, got version 3. Upgrade"),
+        ({"version": 1}, "format version 2, got version 1. Train it again, or get a new copy"),
         ({"version": "new"}, "Upgrade"),
         ({"network": {"colour": True}}, "unknown settings"),
         ({"network": {"entry": [[3, 2**20]]}}, "1..1024"),
         ({"network": {"entry": [[3, 16]]}}, "do not fit its settings"),
         ({"network": {"blocks": ["full", "full"]}}, "blocks.1.first.weight"),
-        ({"weights": 7}, "says it has 7 weights"),
+        ({"weights": 7}, "must have 7 weights, as its card says, got"),
         ({"card": {"name": "x", "mood": "good"}}, "mood"),
-        ({"card": {"name": 5}}, "name of the card is 5; a text"),
-        ({"card": {"name": "x", "scores": []}}, r"scores of the card is \[\]; a table"),
+        ({"card": {"name": 5}}, "name of the card must be text, got 5"),
+        (
+            {"card": {"name": "x", "scores": []}},
+            r"scores of the card must be a table, got \[\]",
+        ),
         ({"version": True}, "Upgrade"),
     ],
 )
@@ -220,14 +300,19 @@ def test_a_network_without_one_of_its_settings_is_refused(path, setting):
 
 def test_sixteen_bit_weights_are_widened(path):
     original = checkpoint()
-    weights = {name: torch.from_numpy(value).to(torch.bfloat16) for name, value in original.weights.items()}
+    weights = {
+        name: torch.from_numpy(value).to(torch.bfloat16) for name, value in original.weights.items()
+    }
     save_checkpoint(path, original)
     header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
     from safetensors.torch import save_file
 
     save_file(weights, path, metadata=header["__metadata__"])
     found = load_checkpoint(path)
-    assert all(np.array_equal(found.weights[name], value.float().numpy()) for name, value in weights.items())
+    assert all(
+        np.array_equal(found.weights[name], value.float().numpy())
+        for name, value in weights.items()
+    )
 
 
 def test_weights_that_are_not_finite_are_not_written(path):
@@ -236,6 +321,38 @@ def test_weights_that_are_not_finite_are_not_written(path):
     with pytest.raises(CheckpointError, match=r"not finite in last\.weight"):
         save_checkpoint(path, bad)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        float("nan"),
+        float("inf"),
+        np.float32(3),
+        functools.reduce(lambda x, _: [x], range(10**5), 0),
+    ],
+)
+def test_a_card_that_json_cannot_hold_is_not_written(score, tmp_path):
+    good = checkpoint()
+    bad = dataclasses.replace(good, card=dataclasses.replace(good.card, scores={"set12": score}))
+    with pytest.raises(CheckpointError, match="must be plain text and finite numbers"):
+        save_checkpoint(tmp_path / "bad.safetensors", bad)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_with_nan_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with_content(path, card={"name": "x", "scores": {"set12": float("nan")}})
+    with pytest.raises(CheckpointError, match="NaN"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", ["text", None, 7])
+def test_only_bytes_are_read_as_a_checkpoint(content):
+    with pytest.raises(TypeError, match="content must be bytes"):
+        Checkpoint.from_bytes(content)
+    whole = checkpoint().to_bytes()
+    assert Checkpoint.from_bytes(memoryview(whole)).sha256 == checkpoint().sha256
 
 
 def test_missing_files_and_folders_are_plain_os_errors(tmp_path):

@@ -1,8 +1,9 @@
 """Damaged files are refused, or read with the right pixels.
 
-PNG, TIFF with zlib and OME-Zarr as we write it have checksums: there no damage of the pixels goes unnoticed. Other compressions of TIFF and
-raw pixels have none, and nobody can know; there the places of the pixels are damaged instead, which contradict each other then. What a
-directory alone says, such as the size and the bits of a pixel, is left out: it cannot be checked against anything.
+PNG, TIFF with zlib and OME-Zarr as we write it have checksums: there no damage of the pixels goes
+unnoticed. Other compressions of TIFF and raw pixels have none, and nobody can know; there the
+places of the pixels are damaged instead, which contradict each other then. What a directory alone
+says, such as the size and the bits of a pixel, is left out: it cannot be checked against anything.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from dn_core.errors import ImageFileError
 RNG = np.random.default_rng(0)
 STACK = RNG.integers(0, 4000, (8, 48, 40)).astype(np.uint16)
 WHAT_PIXELS_ARE = {
-    *("ImageWidth", "ImageLength", "BitsPerSample", "SampleFormat", "SamplesPerPixel", "PhotometricInterpretation", "Orientation")
+    *(
+        "ImageWidth",
+        "ImageLength",
+        "BitsPerSample",
+        "SampleFormat",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "Orientation",
+    )
 }
 
 
@@ -52,7 +61,11 @@ def test_every_flipped_bit_of_a_png_is_noticed(kind, tmp_path):
     path = tmp_path / "a.png"
     PNGS[kind]().save(path, dpi=(100, 100))
     whole, pixels = path.read_bytes(), files.read_image(path).pixels
-    for position in (*range(60), *RNG.integers(60, len(whole), 60), *range(len(whole) - 16, len(whole))):
+    for position in (
+        *range(60),
+        *RNG.integers(60, len(whole), 60),
+        *range(len(whole) - 16, len(whole)),
+    ):
         content = bytearray(whole)
         content[position] ^= 1 << RNG.integers(8)
         assert refused_or_right(path, content, pixels), f"byte {position}"
@@ -65,7 +78,10 @@ def test_a_png_says_which_chunk_is_damaged_and_when_it_is_cut_off(tmp_path):
     content = bytearray(whole)
     content[whole.index(b"IDAT") + 20] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ImageFileError, match=r"a\.png is damaged: its chunk 'IDAT' is not what its checksum says\. Copy it again"):
+    with pytest.raises(
+        ImageFileError,
+        match=r"a\.png is damaged: its chunk 'IDAT' does not match its checksum\. Copy it again",
+    ):
         files.read_image(path)
     path.write_bytes(whole[:-12])
     with pytest.raises(ImageFileError, match=r"a\.png is cut off"):
@@ -84,7 +100,7 @@ TIFFS = {
 
 
 def written(path, kind):
-    """A TIFF, which of its bytes are neither pixels nor say what pixels are, and which are its description."""
+    """A TIFF, its bytes other than pixels and their layout, and those of its description."""
     tifffile.imwrite(path, STACK, photometric="minisblack", **TIFFS[kind])
     whole = path.read_bytes()
     structure, description = np.ones(len(whole), bool), slice(0, 0)
@@ -134,7 +150,11 @@ def test_every_flipped_bit_of_where_the_pixels_are_is_noticed_or_changes_nothing
     path = tmp_path / "a.tif"
     whole, *_ = written(path, kind)
     with tifffile.TiffFile(path) as tif:
-        entries = [tag.offset for tag in tif.pages[0].tags if tag.name.endswith(("Offsets", "ByteCounts")) or tag.name == "Compression"]
+        entries = [
+            tag.offset
+            for tag in tif.pages[0].tags
+            if tag.name.endswith(("Offsets", "ByteCounts")) or tag.name == "Compression"
+        ]
     assert len(entries) == 3
     for offset in entries:
         for bit in range(12 * 8):

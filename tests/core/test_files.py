@@ -1,4 +1,4 @@
-"""Images are read right or refused, written whole or not at all, and keep what they said of themselves."""
+"""Images are read correctly or refused, written whole or not at all, and keep their metadata."""
 
 from __future__ import annotations
 
@@ -26,11 +26,18 @@ from PIL import Image
 from dn_core import files
 from dn_core.errors import ImageFileError
 from dn_core.files import image as files_image
+from dn_core.files import ome_zarr_writer, tiff_description
 from dn_core.files import tiff as files_tiff
-from dn_core.files import zarrs as files_zarrs
 
-DATA = Path(os.environ.get("DN_DATA") or Path(__file__).parents[2].parent / "shared" / "data") / "microscopy_formats"
-ENTRIES = json.loads((DATA / "manifest.json").read_text("utf-8"))["files"] if (DATA / "manifest.json").exists() else []
+DATA = (
+    Path(os.environ.get("DN_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
+    / "microscopy_formats"
+)
+ENTRIES = (
+    json.loads((DATA / "manifest.json").read_text("utf-8"))["files"]
+    if (DATA / "manifest.json").exists()
+    else []
+)
 REFUSED = ("real_cmyk.jpg",)  # the manifest lets a reader choose between converting and refusing
 READABLE = [entry for entry in ENTRIES if entry["should_read"] and entry["file"] not in REFUSED]
 UNREADABLE = [entry for entry in ENTRIES if entry not in READABLE]
@@ -46,7 +53,9 @@ def names(entry):
 def like(pixels, axes=None, **more):
     """An image in memory, as a caller would describe a result."""
     axes = axes or "YX".rjust(pixels.ndim, "Q")
-    return files.ImageFile(Path("memory"), pixels, axes, more.pop("format", "tiff"), more.pop("metadata", {}))
+    return files.ImageFile(
+        Path("memory"), pixels, axes, more.pop("format", "tiff"), more.pop("metadata", {})
+    )
 
 
 def save(path, pixels, axes=None, **more):
@@ -56,7 +65,13 @@ def save(path, pixels, axes=None, **more):
 
 
 def run_child(code, *arguments, **options):
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
 
 
 def opened_lazily(path):
@@ -71,7 +86,9 @@ def opened_lazily(path):
 def test_real_files_are_read_as_the_manifest_says(entry):
     image = files.read_image(DATA / entry["file"])
     expected_shape, expected_axes = entry["shape"], entry["axes"]
-    if entry.get("mode") == "P":  # the manifest gives the indices' shape; the colours are what counts
+    if (
+        entry.get("mode") == "P"
+    ):  # the manifest gives the indices' shape; the colours are what counts
         expected_shape, expected_axes = [*expected_shape, 3], "YXS"
     assert list(image.shape) == expected_shape
     assert image.axes == expected_axes
@@ -82,17 +99,28 @@ def test_real_files_are_read_as_the_manifest_says(entry):
         tolerance = 4 if "jpeg_ycbcr" in entry["file"] else 0  # decoders differ
         assert abs(float(finite.min()) - entry["min"]) <= tolerance
         assert abs(float(finite.max()) - entry["max"]) <= tolerance
-        assert float(finite.mean(dtype=float)) == pytest.approx(entry["mean"], abs=max(1e-4, tolerance))
+        assert float(finite.mean(dtype=float)) == pytest.approx(
+            entry["mean"], abs=max(1e-4, tolerance)
+        )
 
 
-@pytest.mark.parametrize("entry", [entry for entry in READABLE if entry.get("pixel_size_um")], ids=names)
+@pytest.mark.parametrize(
+    "entry", [entry for entry in READABLE if entry.get("pixel_size_um")], ids=names
+)
 def test_pixel_sizes_are_read(entry):
     metadata = files.read_image(DATA / entry["file"]).metadata
-    sizes = {axis: size * MICROMETRES[metadata["pixel_unit"][axis]] for axis, size in metadata["pixel_size"].items()}
+    sizes = {
+        axis: size * MICROMETRES[metadata["pixel_unit"][axis]]
+        for axis, size in metadata["pixel_size"].items()
+    }
     assert sizes == pytest.approx(entry["pixel_size_um"])
 
 
-@pytest.mark.parametrize("entry", [entry for entry in READABLE if "imagej_xy" in entry and entry["imagej_unit"] != "px"], ids=names)
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in READABLE if "imagej_xy" in entry and entry["imagej_unit"] != "px"],
+    ids=names,
+)
 def test_calibration_by_imagej_is_read(entry):
     metadata = files.read_image(DATA / entry["file"]).metadata
     assert metadata["pixel_size"]["X"] == pytest.approx(entry["imagej_xy"], rel=1e-4)
@@ -122,8 +150,13 @@ def test_what_is_written_reads_back_with_all_it_said(entry, tmp_path):
     path = DATA / entry["file"]
     with files.open_image(path) as image:
         pixels = image.pixels
-        lossy = pytest.warns(UserWarning, match=r"not kept in TIFF: JPEG\w* compression \(Deflate instead")
-        with lossy if "jpeg" in entry["file"] else contextlib.nullcontext(), files.create_image(tmp_path / entry["file"], image) as target:
+        lossy = pytest.warns(
+            UserWarning, match=r"not kept in TIFF: JPEG\w* compression \(lossless Deflate instead"
+        )
+        with (
+            lossy if "jpeg" in entry["file"] else contextlib.nullcontext(),
+            files.create_image(tmp_path / entry["file"], image) as target,
+        ):
             target[...] = pixels
     back = files.read_image(tmp_path / entry["file"])
     np.testing.assert_array_equal(back.pixels, pixels)
@@ -131,15 +164,39 @@ def test_what_is_written_reads_back_with_all_it_said(entry, tmp_path):
     assert back.dtype == image.dtype
     if image.format != "zarr":  # a bare array becomes an OME-Zarr
         assert back.format == image.format
-    for key in ("pixel_size", "pixel_unit", "channel_names", "time_increment", "time_unit", "byteorder", "bigtiff", "extrasamples"):
+    for key in (
+        "pixel_size",
+        "pixel_unit",
+        "channel_names",
+        "time_increment",
+        "time_unit",
+        "byteorder",
+        "bigtiff",
+        "extrasamples",
+    ):
         assert back.metadata.get(key) == image.metadata.get(key), key
     for key in ("channels", "planes", "ome", "levels", "version"):
         if key in image.metadata:
             assert back.metadata[key] == image.metadata[key], key
     if "imagej" in image.metadata:
-        for key in ("unit", "spacing", "finterval", "mode", "min", "max", "Ranges", "LUTs", "Labels", "Info", "Properties", "loop"):
+        for key in (
+            "unit",
+            "spacing",
+            "finterval",
+            "mode",
+            "min",
+            "max",
+            "Ranges",
+            "LUTs",
+            "Labels",
+            "Info",
+            "Properties",
+            "loop",
+        ):
             if key in image.metadata["imagej"]:
-                np.testing.assert_equal(back.metadata["imagej"].get(key), image.metadata["imagej"][key], err_msg=key)
+                np.testing.assert_equal(
+                    back.metadata["imagej"].get(key), image.metadata["imagej"][key], err_msg=key
+                )
         np.testing.assert_array_equal(back.metadata.get("colormap"), image.metadata.get("colormap"))
     assert os.listdir(tmp_path) == [entry["file"]]
 
@@ -165,7 +222,10 @@ def test_pixel_sizes_and_channel_names_survive_a_change_of_format(ending, tmp_pa
 # Names, places, overwriting
 
 
-@pytest.mark.parametrize("name", ["with spaces", "µ", "细胞", "🔬", "a" * 240, "it's [1] 100% %d {x}", "invalid \udcff utf-8"])
+@pytest.mark.parametrize(
+    "name",
+    ["with spaces", "µ", "细胞", "🔬", "a" * 240, "it's [1] 100% %d {x}", "invalid \udcff utf-8"],
+)
 @pytest.mark.parametrize("ending", [".tif", ".png", ".ome.zarr"])
 def test_odd_names_work(name, ending, tmp_path):
     path = tmp_path / f"{name}{ending}"
@@ -210,7 +270,9 @@ def test_the_input_is_overwritten_only_when_allowed(way, tmp_path):
     with files.open_image(path) as image:
         with pytest.raises(FileExistsError, match="the output is the input"):
             files.check_output(output, image)
-        with files.create_image(output, image, overwrite=True) as target:  # plane by plane, reading on while writing
+        with files.create_image(
+            output, image, overwrite=True
+        ) as target:  # plane by plane, reading on while writing
             for index in range(len(STACK)):
                 target[index] = image.source[index] + 1
     assert (files.read_image(output).pixels == STACK + 1).all()
@@ -230,14 +292,14 @@ def test_a_zarr_is_overwritten_by_its_own_result(tmp_path):
 def test_input_and_output_may_not_lie_in_each_other(tmp_path):
     path = save(tmp_path / "in.ome.zarr", IMAGE)
     level = files.read_image(path / "0")
-    with pytest.raises(ValueError, match="lie in each other"):
+    with pytest.raises(ValueError, match="must not contain each other"):
         files.check_output(path, level, overwrite=True)
 
 
 def test_a_folder_that_is_no_zarr_is_never_replaced(tmp_path):
     (tmp_path / "results.zarr").mkdir()
     (tmp_path / "results.zarr" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="no zarr"):
+    with pytest.raises(FileExistsError, match="is not a zarr"):
         files.check_output(tmp_path / "results.zarr", like(IMAGE), overwrite=True)
 
 
@@ -245,9 +307,9 @@ def test_a_folder_that_is_no_zarr_is_never_replaced(tmp_path):
     ("path", "error", "message"),
     [
         ("missing/a.tif", FileNotFoundError, "folder of the output is missing; create it"),
-        ("folder.tif", IsADirectoryError, "is a folder.*add a file name"),
-        ("a.xyz", ValueError, "no known ending; one of .tif"),
-        ("a", ValueError, "no known ending"),
+        ("folder.tif", IsADirectoryError, "must be a file, got a folder.*add a file name"),
+        ("a.xyz", ValueError, "must end in one of .tif.*a.xyz"),
+        ("a", ValueError, "must end in one of"),
     ],
 )
 def test_impossible_places_are_refused_before_computing(path, error, message, tmp_path):
@@ -263,16 +325,18 @@ def test_impossible_places_are_refused_before_computing(path, error, message, tm
     [
         ("a.png", IMAGE.astype(np.float32), "YX", "float32 cannot be written as PNG.*uint16.*.tif"),
         ("a.jpg", IMAGE, "YX", "uint16 cannot be written as JPEG"),
-        ("a.png", STACK, "ZYX", "8 planes .*one is expected"),
+        ("a.png", STACK, "ZYX", "PNG must have one plane, got 8 "),
         ("a.jpg", np.zeros((8, 8, 4), np.uint8), "YXS", "4 samples"),
         ("a.ome.tif", IMAGE.astype(np.int64), "YX", "int64 cannot be written as ome-tiff.*Convert"),
         ("a.tif", IMAGE.astype(object), "YX", "object cannot be written"),
-        ("a.ome.tif", np.zeros((4, 4, 3), np.uint8), "YXC", "YX, YXS or SYX are expected last"),
+        ("a.ome.tif", np.zeros((4, 4, 3), np.uint8), "YXC", "the last axes must be YX, YXS or SYX"),
         ("a.zarr", np.zeros((4, 4, 3), np.uint8), "YXS", "no RGB samples"),
         ("a.zarr", np.zeros((1, 1, 1, 1, 4, 4), np.uint8), "QTCZYX", "two to five"),
     ],
 )
-def test_images_that_a_format_cannot_hold_are_refused_before_a_file_is_made(name, pixels, axes, message, tmp_path):
+def test_images_that_a_format_cannot_hold_are_refused_before_a_file_is_made(
+    name, pixels, axes, message, tmp_path
+):
     with pytest.raises(ValueError, match=message):
         save(tmp_path / name, pixels, axes)
     assert not os.listdir(tmp_path)
@@ -291,7 +355,7 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
         os.chmod(folder, 0o555)
         done = run_child(code, Path(folder, "a.tif"))
-        assert done.stdout.startswith("True the output may not be written"), done.stderr
+        assert done.stdout.startswith("True the output is not writable"), done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no umask")
@@ -330,7 +394,9 @@ def test_a_killed_writer_leaves_the_old_file(ending, tmp_path):
         "with files.create_image(sys.argv[1], image, overwrite=True) as target:\n"
         "    target[:10] = 0; print('writing', flush=True); time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True
+    ) as child:
         assert child.stdout.readline() == "writing\n"
         child.send_signal(signal.SIGKILL)
         child.wait(30)
@@ -374,7 +440,7 @@ def test_blocks_are_written_in_any_order(ending, tmp_path):
                 target[block] = IMAGE[block]
         assert target[3, 5] == IMAGE[3, 5]
     assert (files.read_image(tmp_path / f"a{ending}").pixels == IMAGE).all()
-    with pytest.raises(ValueError, match="written already"):
+    with pytest.raises(ValueError, match="complete already"):
         target[0] = 0
 
 
@@ -416,7 +482,11 @@ def test_a_tiff_cut_anywhere_is_refused(kind, compression, tile, part, tmp_path)
             for plane in STACK:
                 writer.write(plane, contiguous=False, metadata=None, **options)
     else:
-        more = {"plain": {}, "ome": {"ome": True, "metadata": {"axes": "ZYX"}}, "imagej": {"imagej": True}}[kind]
+        more = {
+            "plain": {},
+            "ome": {"ome": True, "metadata": {"axes": "ZYX"}},
+            "imagej": {"imagej": True},
+        }[kind]
         tifffile.imwrite(whole, STACK, **options, **more)
     content = whole.read_bytes()
     assert files.read_image(whole).shape == STACK.shape
@@ -456,7 +526,9 @@ def test_every_flipped_bit_in_zlib_data_is_noticed(tmp_path):
         content[offset + generator.integers(count)] ^= 1 << generator.integers(8)
         broken(path, content)
         try:
-            assert (files.read_image(path).pixels == IMAGE).all()  # bits of the header that change nothing
+            assert (
+                files.read_image(path).pixels == IMAGE
+            ).all()  # bits of the header that change nothing
         except ImageFileError:
             pass
 
@@ -468,11 +540,14 @@ def test_every_flipped_bit_in_zlib_data_is_noticed(tmp_path):
         (b"hello, this is text", "text"),
         (b"\x89PNG\r\n\x1a\n12345678", "PNG"),
         (b"\xff\xd8\xff\xe0", "JPEG"),
-        (b"\1\2\3\4\5", "nothing known"),
+        (b"\1\2\3\4\5", "an unknown format"),
     ],
 )
 def test_what_is_no_tiff_is_refused_with_what_it_looks_like(content, looks, tmp_path):
-    with pytest.raises(ImageFileError, match=rf"a\.tif is not a TIFF file: it looks like .*{looks}.*export it again"):
+    with pytest.raises(
+        ImageFileError,
+        match=rf"a\.tif is not a TIFF file: it looks like .*{looks}.*export it again",
+    ):
         files.read_image(broken(tmp_path / "a.tif", content))
 
 
@@ -485,7 +560,14 @@ def test_a_png_named_tif_is_refused(tmp_path):
 
 def ome(path, change, pixels=STACK):
     """An OME-TIFF whose description was changed."""
-    tifffile.imwrite(path, pixels, ome=True, metadata={"axes": "ZYX"}, photometric="minisblack", compression="zlib")
+    tifffile.imwrite(
+        path,
+        pixels,
+        ome=True,
+        metadata={"axes": "ZYX"},
+        photometric="minisblack",
+        compression="zlib",
+    )
     with tifffile.TiffFile(path) as tif:
         description = tif.ome_metadata
     assert change(description) != description
@@ -494,7 +576,12 @@ def ome(path, change, pixels=STACK):
 
 
 def test_an_ome_tiff_that_lacks_planes_is_refused_unless_filling_is_asked_for(tmp_path):
-    path = ome(tmp_path / "a.ome.tif", lambda text: text.replace('SizeZ="8"', 'SizeZ="9"').replace('PlaneCount="8"', 'PlaneCount="9"'))
+    path = ome(
+        tmp_path / "a.ome.tif",
+        lambda text: text.replace('SizeZ="8"', 'SizeZ="9"').replace(
+            'PlaneCount="8"', 'PlaneCount="9"'
+        ),
+    )
     with pytest.raises(ImageFileError, match=r"lacks 1 of 9 planes.*missing=\"fill\""):
         files.read_image(path)
     with pytest.raises(ImageFileError, match="lacks 1 of 9 planes"):
@@ -509,15 +596,23 @@ def test_an_ome_tiff_that_lacks_planes_is_refused_unless_filling_is_asked_for(tm
 def test_an_ome_tiff_never_reads_another_file(tmp_path):
     (tmp_path / "x").mkdir()
     tifffile.imwrite(tmp_path / "secret.tif", STACK + 1, photometric="minisblack")
-    other = '<TiffData IFD="0" PlaneCount="8"><UUID FileName="../secret.tif">urn:uuid:5</UUID></TiffData>'
-    path = ome(tmp_path / "x" / "a.ome.tif", lambda text: text.replace('<TiffData IFD="0" PlaneCount="8"/>', other))
+    other = (
+        '<TiffData IFD="0" PlaneCount="8">'
+        '<UUID FileName="../secret.tif">urn:uuid:5</UUID></TiffData>'
+    )
+    path = ome(
+        tmp_path / "x" / "a.ome.tif",
+        lambda text: text.replace('<TiffData IFD="0" PlaneCount="8"/>', other),
+    )
     image = files.read_image(path)
     assert (image.pixels == STACK).all()
     assert "other files" in image.notes[0]
 
 
 def test_a_broken_ome_description_leaves_the_axes_unknown(tmp_path):
-    image = files.read_image(ome(tmp_path / "a.ome.tif", lambda text: text.replace("</Pixels>", "")))
+    image = files.read_image(
+        ome(tmp_path / "a.ome.tif", lambda text: text.replace("</Pixels>", ""))
+    )
     assert image.axes == "QYX"
     assert "axes is unknown" in image.notes[0]
     assert (image.pixels == STACK).all()
@@ -526,7 +621,10 @@ def test_a_broken_ome_description_leaves_the_axes_unknown(tmp_path):
 def test_an_entity_bomb_is_stopped(tmp_path):
     entities = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10}">' for i in range(1, 12))
     bomb = f'<!DOCTYPE OME [<!ENTITY e0 "lol">{entities}]><OME '
-    path = ome(tmp_path / "a.ome.tif", lambda text: text.replace("<OME ", bomb, 1).replace("<Pixels", "&e11;<Pixels", 1))
+    path = ome(
+        tmp_path / "a.ome.tif",
+        lambda text: text.replace("<OME ", bomb, 1).replace("<Pixels", "&e11;<Pixels", 1),
+    )
     try:
         assert (files.read_image(path).pixels == STACK).all()
     except ImageFileError:
@@ -548,19 +646,27 @@ def tiff_header(width, height, compressed, *, bits=8):
     ]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in values)
     start = 8 + len(compressed) + len(compressed) % 2
-    return struct.pack("<2sHI", b"II", 42, start) + compressed.ljust(start - 8, b"\0") + struct.pack("<H", len(values)) + entries + bytes(4)
+    return (
+        struct.pack("<2sHI", b"II", 42, start)
+        + compressed.ljust(start - 8, b"\0")
+        + struct.pack("<H", len(values))
+        + entries
+        + bytes(4)
+    )
 
 
 @pytest.mark.parametrize("size", [2_000_000, 60_000])
 def test_a_header_bomb_is_refused_before_memory_is_taken(size, tmp_path):
     with pytest.raises(ImageFileError, match="claims|strips or tiles of"):
-        files.read_image(broken(tmp_path / "a.tif", tiff_header(size, size, zlib.compress(bytes(1000)))))
+        files.read_image(
+            broken(tmp_path / "a.tif", tiff_header(size, size, zlib.compress(bytes(1000))))
+        )
 
 
 def test_a_strip_that_decodes_to_a_gigabyte_is_refused(tmp_path):
     compressor = zlib.compressobj(1)
     data = b"".join(compressor.compress(bytes(2**20)) for _ in range(1024)) + compressor.flush()
-    with pytest.raises(ImageFileError, match="at most .* are read.*smaller strips"):
+    with pytest.raises(ImageFileError, match="strips or tiles of at most .*smaller strips"):
         files.read_image(broken(tmp_path / "a.tif", tiff_header(32768, 32768, data)))
     # the header says little, the data hold a gigabyte
     code = (
@@ -580,7 +686,7 @@ def test_a_strip_that_decodes_to_a_gigabyte_is_refused(tmp_path):
 def test_many_small_strips_that_claim_far_more_than_the_file_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files_image, "MAX_PIXELS", 1000)
     tifffile.imwrite(tmp_path / "a.tif", IMAGE, compression="zlib")
-    with pytest.raises(ImageFileError, match="claims 1920 pixels"):
+    with pytest.raises(ImageFileError, match="at most 1000 pixels, but claims 1920"):
         files.read_image(tmp_path / "a.tif")
 
 
@@ -604,10 +710,15 @@ def test_a_palette_is_expanded(tmp_path):
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_min_is_white_keeps_its_values_and_its_tag(lazy, tmp_path, monkeypatch):
-    tifffile.imwrite(tmp_path / "a.tif", IMAGE, photometric="miniswhite", compression="zlib" if lazy else None)
+    tifffile.imwrite(
+        tmp_path / "a.tif", IMAGE, photometric="miniswhite", compression="zlib" if lazy else None
+    )
     if lazy:
         monkeypatch.setattr(files_tiff, "EAGER_BYTES", 0)
-    with files.open_image(tmp_path / "a.tif") as image, files.create_image(tmp_path / "b.tif", image) as target:
+    with (
+        files.open_image(tmp_path / "a.tif") as image,
+        files.create_image(tmp_path / "b.tif", image) as target,
+    ):
         target[...] = image.source[...]
     with tifffile.TiffFile(tmp_path / "b.tif") as tif:
         assert tif.pages[0].photometric.name == "MINISWHITE"
@@ -631,7 +742,9 @@ def test_rgb_layouts_are_kept(axes, samples, tmp_path):
         assert (tif.pages[0].planarconfig.name == "CONTIG") == axes.endswith("S")
 
 
-@pytest.mark.parametrize("shape", [(48, 3), (3, 48, 40), (4, 40, 3), (3, 4, 3), (1, 1), (1, 5, 1), (5, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(48, 3), (3, 48, 40), (4, 40, 3), (3, 4, 3), (1, 1), (1, 5, 1), (5, 1, 1)]
+)
 @pytest.mark.parametrize("ending", [".tif", ".ome.tif", ".ome.zarr"])
 def test_grey_images_of_odd_shapes_are_not_taken_for_rgb(shape, ending, tmp_path):
     pixels = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
@@ -641,7 +754,10 @@ def test_grey_images_of_odd_shapes_are_not_taken_for_rgb(shape, ending, tmp_path
     assert (image.pixels.squeeze() == pixels.squeeze()).all()
 
 
-@pytest.mark.parametrize("dtype", ["bool", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", ">u2", ">f4"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["bool", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", ">u2", ">f4"],
+)
 @pytest.mark.parametrize("ending", [".tif", ".zarr"])
 def test_every_dtype_comes_back(dtype, ending, tmp_path):
     pixels = (IMAGE % 100).astype(dtype)
@@ -652,7 +768,11 @@ def test_every_dtype_comes_back(dtype, ending, tmp_path):
 
 def test_four_grey_samples_in_a_page_are_no_alpha(tmp_path):
     tifffile.imwrite(
-        tmp_path / "a.tif", np.zeros((8, 8, 4), np.uint16), photometric="minisblack", planarconfig="contig", extrasamples=(0, 0, 0)
+        tmp_path / "a.tif",
+        np.zeros((8, 8, 4), np.uint16),
+        photometric="minisblack",
+        planarconfig="contig",
+        extrasamples=(0, 0, 0),
     )
     image = files.read_image(tmp_path / "a.tif")
     assert image.rgb
@@ -668,7 +788,8 @@ def test_a_missing_codec_is_named_with_its_cure(tmp_path):
         "from dn_core import files\n"
         "for name in ('lzw', 'zstd', 'zlib'):\n"
         "    try: print(files.read_image(f'{sys.argv[1]}/{name}.tif').shape)\n"
-        "    except ValueError as error: print(f'{name}.tif' in str(error) and 'pip install imagecodecs' in str(error))\n"
+        "    except ValueError as error: print(f'{name}.tif' in str(error) and 'pip install "
+        "imagecodecs' in str(error))\n"
     )
     done = run_child(code, tmp_path)
     assert done.stdout.split("\n")[:3] == ["True", "True", "(48, 40)"], done.stdout + done.stderr
@@ -702,7 +823,9 @@ def test_damage_is_noticed_where_tifffile_is_silenced(way, tmp_path):
             logging.disable(logging.CRITICAL)
         with pytest.raises(ImageFileError, match=r"cut\.tif"):
             files.read_image(path)
-        assert (logger.level, logging.root.manager.disable) == ((50, 0) if way == "level" else (0, 50))
+        assert (logger.level, logging.root.manager.disable) == (
+            (50, 0) if way == "level" else (0, 50)
+        )
     finally:
         logger.setLevel(logging.NOTSET)
         logging.disable(logging.NOTSET)
@@ -746,19 +869,28 @@ def test_several_images_and_pyramids_are_noted(tmp_path):
 
 @pytest.mark.parametrize("ending", [".tif", ".ome.tif"])
 def test_bigtiff_is_written_from_the_threshold_on(ending, tmp_path, monkeypatch):
-    assert files_tiff.CLASSIC_BYTES == 2**32 - 2**25
+    assert tiff_description.CLASSIC_BYTES == 2**32 - 2**25
     for threshold, big in ((IMAGE.nbytes + 1, False), (IMAGE.nbytes, True)):
-        monkeypatch.setattr(files_tiff, "CLASSIC_BYTES", threshold)
+        monkeypatch.setattr(tiff_description, "CLASSIC_BYTES", threshold)
         path = save(tmp_path / f"{big}{ending}", IMAGE)
         with tifffile.TiffFile(path) as tif:
             assert tif.is_bigtiff == big
 
 
 def test_an_imagej_image_too_large_for_imagej_becomes_an_ome_tiff(tmp_path, monkeypatch):
-    monkeypatch.setattr(files_tiff, "CLASSIC_BYTES", 1)
-    tifffile.imwrite(tmp_path / "a.tif", STACK, imagej=True, resolution=(5, 5), metadata={"axes": "ZYX", "unit": "um", "spacing": 0.5})
+    monkeypatch.setattr(tiff_description, "CLASSIC_BYTES", 1)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        STACK,
+        imagej=True,
+        resolution=(5, 5),
+        metadata={"axes": "ZYX", "unit": "um", "spacing": 0.5},
+    )
     image = files.read_image(tmp_path / "a.tif")
-    with pytest.warns(UserWarning, match="written as OME-TIFF"), files.create_image(tmp_path / "b.tif", image) as target:
+    with (
+        pytest.warns(UserWarning, match="written as OME-TIFF"),
+        files.create_image(tmp_path / "b.tif", image) as target,
+    ):
         target[...] = STACK
     back = files.read_image(tmp_path / "b.tif")
     assert (back.pixels == STACK).all()
@@ -769,13 +901,15 @@ def test_an_imagej_image_too_large_for_imagej_becomes_an_ome_tiff(tmp_path, monk
 def test_writing_a_large_tiff_takes_little_memory(tmp_path):
     code = (
         "import resource, sys, numpy as np; from pathlib import Path; from dn_core import files\n"
-        "like = files.ImageFile(Path('memory'), np.broadcast_to(np.uint16(0), (64, 1024, 1024)), 'ZYX', 'tiff')\n"
+        "like = files.ImageFile(Path('memory'), np.broadcast_to(np.uint16(0), (64, 1024, 1024)), "
+        "'ZYX', 'tiff')\n"
         "import tifffile, dn_core.files.tiff\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "with files.create_image(sys.argv[1], like) as target:\n"
         "    resource.setrlimit(resource.RLIMIT_DATA, (10**9, 10**9))\n"
         "    for z in range(64): target[z, :512] = z; target[z, 512:] = z\n"
-        "with files.open_image(sys.argv[1]) as image: assert all((image.source[z] == z).all() for z in range(64))\n"
+        "with files.open_image(sys.argv[1]) as image: assert all((image.source[z] == z).all() for "
+        "z in range(64))\n"
     )
     if os.name == "nt":
         pytest.skip("no resource limits")
@@ -784,7 +918,13 @@ def test_writing_a_large_tiff_takes_little_memory(tmp_path):
 
 
 def test_resolution_and_orientation_are_kept(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", IMAGE, resolution=(3, 7), resolutionunit="CENTIMETER", extratags=[(274, 3, 1, 6, True)])
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        IMAGE,
+        resolution=(3, 7),
+        resolutionunit="CENTIMETER",
+        extratags=[(274, 3, 1, 6, True)],
+    )
     image = files.read_image(tmp_path / "a.tif")
     save(tmp_path / "b.tif", image.pixels, metadata=image.metadata)
     with tifffile.TiffFile(tmp_path / "b.tif") as tif:
@@ -799,7 +939,8 @@ def test_a_small_tiff_is_read_and_written_without_slow_imports(tmp_path):
         "import sys; from dn_core import files\n"
         "image = files.read_image(sys.argv[1])\n"
         "with files.create_image(sys.argv[2], image) as target: target[...] = image.pixels\n"
-        "print([name for name in ('zarr', 'PIL', 'torch', 'skimage', 'dask') if name in sys.modules])\n"
+        "print([name for name in ('zarr', 'PIL', 'torch', 'skimage', 'dask') if name in "
+        "sys.modules])\n"
     )
     done = run_child(code, tmp_path / "a.tif", tmp_path / "b.tif")
     assert done.stdout == "[]\n", done.stdout + done.stderr
@@ -862,7 +1003,9 @@ def test_jpeg_is_written_well(name, tmp_path):
     pixels = np.stack([2 * x, 2 * y, x + y], -1).astype(np.uint8)
     image = files.read_image(save(tmp_path / name, pixels, "YXS"))
     assert image.format == "jpeg"
-    assert np.abs(image.pixels.astype(int) - pixels).max() <= 8  # quality 95; with fewer colour samples it is far more
+    assert (
+        np.abs(image.pixels.astype(int) - pixels).max() <= 8
+    )  # quality 95; with fewer colour samples it is far more
     grey = files.read_image(save(tmp_path / f"g{name}", pixels[..., 0], "YX"))
     assert grey.axes == "YX"
 
@@ -876,10 +1019,16 @@ def test_cut_pictures_are_refused(name, part, tmp_path):
 
 
 def test_a_cut_deep_png_is_refused(tmp_path):
-    path = save(tmp_path / "a.png", np.random.default_rng(8).integers(0, 65536, (32, 32, 3)).astype(np.uint16), "YXS")
+    path = save(
+        tmp_path / "a.png",
+        np.random.default_rng(8).integers(0, 65536, (32, 32, 3)).astype(np.uint16),
+        "YXS",
+    )
     for part in (0.1, 0.5, 0.9):
         with pytest.raises(ImageFileError, match=r"a\.png"):
-            files.read_image(broken(tmp_path / "b_a.png", path.read_bytes()[: int(path.stat().st_size * part)]))
+            files.read_image(
+                broken(tmp_path / "b_a.png", path.read_bytes()[: int(path.stat().st_size * part)])
+            )
 
 
 def test_cmyk_jpeg_is_refused(tmp_path):
@@ -891,10 +1040,17 @@ def test_cmyk_jpeg_is_refused(tmp_path):
 def test_a_png_that_claims_too_many_pixels_is_refused(tmp_path):
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
     chunk = b"IHDR" + header
-    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    content = (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.raises(ImageFileError, match="DecompressionBomb"):
-        files.read_image(broken(tmp_path / "a.png", content + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))))
+        files.read_image(
+            broken(
+                tmp_path / "a.png",
+                content + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")),
+            )
+        )
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
@@ -902,7 +1058,9 @@ def test_the_density_of_a_picture_is_kept(tmp_path):
     Image.fromarray(IMAGE).save(tmp_path / "a.png", dpi=(300, 300))
     image = files.read_image(tmp_path / "a.png")
     save(tmp_path / "b.png", image.pixels, metadata=image.metadata)
-    assert files.read_image(tmp_path / "b.png").metadata["dpi"] == pytest.approx((300, 300), abs=0.1)
+    assert files.read_image(tmp_path / "b.png").metadata["dpi"] == pytest.approx(
+        (300, 300), abs=0.1
+    )
 
 
 # zarr
@@ -913,7 +1071,11 @@ def ome_zarr(path, pixels=STACK, axes="ZYX", version=3):
 
 
 def chunk_files(path):
-    return sorted(p for p in (path / "0").rglob("*") if p.is_file() and p.name not in ("zarr.json", ".zarray", ".zattrs"))
+    return sorted(
+        p
+        for p in (path / "0").rglob("*")
+        if p.is_file() and p.name not in ("zarr.json", ".zarray", ".zattrs")
+    )
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -923,7 +1085,9 @@ def test_a_missing_chunk_is_filled_and_told_or_refused_when_asked(version, tmp_p
     chunk_files(path)[3].unlink()
     with pytest.raises(ImageFileError, match=r"a\.ome\.zarr lacks 1 of 8 chunks.*missing=\"fill\""):
         files.read_image(path, missing="refuse")
-    with pytest.warns(UserWarning, match=r"a\.ome\.zarr: 1 of 8 chunks \(12%\) are missing and were read as 0"):
+    with pytest.warns(
+        UserWarning, match=r"a\.ome\.zarr: 1 of 8 chunks \(12%\) are missing and were read as 0"
+    ):
         assert not files.read_image(path).pixels[3].any()
 
 
@@ -936,7 +1100,9 @@ def test_planes_of_zeros_are_no_missing_chunks(version, tmp_path):
 def test_a_sparse_bare_array_is_read(tmp_path):
     import zarr
 
-    array = zarr.create_array(tmp_path / "a.zarr", shape=(100, 1000, 1000), chunks=(1, 500, 500), dtype="u2", fill_value=7)
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(100, 1000, 1000), chunks=(1, 500, 500), dtype="u2", fill_value=7
+    )
     array[3, :10, :10] = 1
     with files.open_image(tmp_path / "a.zarr") as image:
         assert image.axes == "QYX"
@@ -953,7 +1119,11 @@ def test_a_damaged_chunk_is_refused(version, damage, tmp_path):
     chunk = chunk_files(path)[2]
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
-    chunk.write_bytes({"empty": b"", "cut": bytes(content[: len(content) // 2]), "flipped": bytes(content)}[damage])
+    chunk.write_bytes(
+        {"empty": b"", "cut": bytes(content[: len(content) // 2]), "flipped": bytes(content)}[
+            damage
+        ]
+    )
     with files.open_image(path) as image:
         assert (image.source[0] == STACK[0]).all()
         with pytest.raises(ImageFileError, match=r"a\.ome\.zarr"):
@@ -977,7 +1147,7 @@ def test_every_flipped_bit_of_what_we_write_is_noticed(version, tmp_path):
 
 
 def test_a_missing_zarr_is_not_created(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such image; check") as caught:
+    with pytest.raises(FileNotFoundError, match=r"there is no image '.*a.zarr'. Check") as caught:
         files.read_image(tmp_path / "a.zarr")
     assert caught.value.errno == errno.ENOENT
     assert not os.listdir(tmp_path)
@@ -991,10 +1161,18 @@ def test_a_missing_zarr_is_not_created(tmp_path):
         b"{}",
         b'{"zarr_format": 9, "node_type": "array"}',
         json.dumps(
-            {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", "multiscales": [{"datasets": []}]}}}
+            {
+                "zarr_format": 3,
+                "node_type": "group",
+                "attributes": {"ome": {"version": "0.5", "multiscales": [{"datasets": []}]}},
+            }
         ).encode(),
         json.dumps(
-            {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"multiscales": [{"datasets": [{"path": "../b"}]}]}}}
+            {
+                "zarr_format": 3,
+                "node_type": "group",
+                "attributes": {"ome": {"multiscales": [{"datasets": [{"path": "../b"}]}]}},
+            }
         ).encode(),
         json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode(),
         json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {"ome": []}}).encode(),
@@ -1017,13 +1195,17 @@ def test_zarr_arrays_with_unknown_codecs_or_huge_shapes_are_refused(tmp_path):
 
     zarr.create_array(tmp_path / "a.zarr", shape=(8, 8), dtype="u2")
     changed_array(
-        tmp_path / "a.zarr", codecs=[{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "magic", "configuration": {}}]
+        tmp_path / "a.zarr",
+        codecs=[
+            {"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "magic", "configuration": {}},
+        ],
     )
     with pytest.raises(ImageFileError, match=r"a\.zarr"):
         files.read_image(tmp_path / "a.zarr")
     zarr.create_array(tmp_path / "b.zarr", shape=(8, 8), dtype="u2")
     changed_array(tmp_path / "b.zarr", shape=[2**31, 2**31])
-    with pytest.raises(ImageFileError, match=r"b\.zarr claims"):
+    with pytest.raises(ImageFileError, match=r"b\.zarr must have at most .* claims"):
         files.read_image(tmp_path / "b.zarr")
 
 
@@ -1047,11 +1229,22 @@ def test_pickled_objects_are_refused(tmp_path):
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_pyramids_are_made_again(version, tmp_path, monkeypatch):
-    monkeypatch.setattr(files_zarrs, "BAND_BYTES", 1)  # many bands
+    monkeypatch.setattr(ome_zarr_writer, "BAND_BYTES", 1)  # many bands
     pixels = np.random.default_rng(10).integers(0, 65536, (2, 67, 45)).astype(np.uint16)
-    levels = [("s0", (2, 67, 45)), ("s1", (2, 34, 23)), ("s2", (2, 17, 11)), ("odd", (2, 9, 10)), ("flat", (1, 8, 5))]
-    image = like(pixels, "ZYX", format="ome-zarr", metadata={"zarr_format": version, "levels": levels})
-    with pytest.warns(UserWarning, match="level .* left out") as caught, files.create_image(tmp_path / "a.ome.zarr", image) as target:
+    levels = [
+        ("s0", (2, 67, 45)),
+        ("s1", (2, 34, 23)),
+        ("s2", (2, 17, 11)),
+        ("odd", (2, 9, 10)),
+        ("flat", (1, 8, 5)),
+    ]
+    image = like(
+        pixels, "ZYX", format="ome-zarr", metadata={"zarr_format": version, "levels": levels}
+    )
+    with (
+        pytest.warns(UserWarning, match="level .* left out") as caught,
+        files.create_image(tmp_path / "a.ome.zarr", image) as target,
+    ):
         target[...] = pixels
     assert len(caught) == 2
     back = files.read_image(tmp_path / "a.ome.zarr")
@@ -1060,9 +1253,9 @@ def test_pyramids_are_made_again(version, tmp_path, monkeypatch):
     second = files.read_image(tmp_path / "a.ome.zarr" / "s1").pixels
     assert second[1, 3, 4] == round(float(pixels[1, 6:8, 8:10].mean()))
     assert second[0, 33, 22] == pixels[0, 66, 44]
-    scale = back.metadata["attributes"].get("ome", back.metadata["attributes"])["multiscales"][0]["datasets"][2][
-        "coordinateTransformations"
-    ][0]["scale"]
+    scale = back.metadata["attributes"].get("ome", back.metadata["attributes"])["multiscales"][0][
+        "datasets"
+    ][2]["coordinateTransformations"][0]["scale"]
     assert scale == [1, 4, 4]
 
 
@@ -1087,7 +1280,9 @@ def test_axes_are_put_into_the_order_that_ome_zarr_demands(tmp_path):
 def test_a_zarr_inside_a_collection_is_found(tmp_path):
     import zarr
 
-    zarr.create_group(tmp_path / "a.zarr", attributes={"bioformats2raw.layout": 3}).create_group("x")
+    zarr.create_group(tmp_path / "a.zarr", attributes={"bioformats2raw.layout": 3}).create_group(
+        "x"
+    )
     ome_zarr(tmp_path / "b.ome.zarr").rename(tmp_path / "a.zarr" / "0")
     image = files.read_image(tmp_path / "a.zarr")
     assert (image.pixels == STACK).all()
@@ -1111,12 +1306,16 @@ def test_folders_are_searched_and_zarrs_are_single_images(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    everything = [tmp_path / name for name in ("Z.Zarr", "a.png", "b/1.jpeg", "b/2.TIF", "c.ome.zarr")]
-    assert files.image_paths([tmp_path]) == everything
-    assert files.image_paths([tmp_path / "b", str(tmp_path / "a.png"), tmp_path / "b" / ".." / "a.png", tmp_path]) == [
-        *(tmp_path / name for name in ("b/1.jpeg", "b/2.TIF", "a.png", "Z.Zarr", "c.ome.zarr"))
+    everything = [
+        tmp_path / name for name in ("Z.Zarr", "a.png", "b/1.jpeg", "b/2.TIF", "c.ome.zarr")
     ]
-    assert files.image_paths([tmp_path / "*"]) == [tmp_path / name for name in ("Z.Zarr", "a.png", "c.ome.zarr")]
+    assert files.image_paths([tmp_path]) == everything
+    assert files.image_paths(
+        [tmp_path / "b", str(tmp_path / "a.png"), tmp_path / "b" / ".." / "a.png", tmp_path]
+    ) == [*(tmp_path / name for name in ("b/1.jpeg", "b/2.TIF", "a.png", "Z.Zarr", "c.ome.zarr"))]
+    assert files.image_paths([tmp_path / "*"]) == [
+        tmp_path / name for name in ("Z.Zarr", "a.png", "c.ome.zarr")
+    ]
     assert files.image_paths([tmp_path / "**" / "*"]) == everything
     assert files.image_paths([tmp_path / "c.ome.zarr"]) == [tmp_path / "c.ome.zarr"]
     assert files.image_paths([]) == []
@@ -1128,7 +1327,12 @@ def test_a_name_with_brackets_is_first_a_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [("none.tif", "no such image"), ("*.tif", "no image matches"), (".", "no images .* in this folder")]
+    ("given", "message"),
+    [
+        ("none.tif", "there is no image"),
+        ("*.tif", "no image matches"),
+        (".", "no images .* in this folder"),
+    ],
 )
 def test_inputs_that_stand_for_nothing_are_refused(given, message, tmp_path):
     with pytest.raises(FileNotFoundError, match=message) as caught:
@@ -1141,7 +1345,7 @@ def test_formats_are_listed():
 
 
 def test_a_folder_is_no_image(tmp_path):
-    with pytest.raises(ImageFileError, match="is a folder; an image file.*Give the files"):
+    with pytest.raises(ImageFileError, match="must be an image file .* a folder. Give the files"):
         files.read_image(tmp_path)
 
 
@@ -1156,11 +1360,16 @@ def test_pixels_in_memory_do_not_depend_on_the_file(tmp_path):
     image.pixels[0] = 0  # and may be changed
 
 
-@pytest.mark.parametrize(("link", "target"), [("a.png", "b.dat"), ("a.jpg", "b.png"), ("a.tif", "b.dat")])
+@pytest.mark.parametrize(
+    ("link", "target"), [("a.png", "b.dat"), ("a.jpg", "b.png"), ("a.tif", "b.dat")]
+)
 def test_the_name_of_the_output_decides_its_format_also_where_it_is_a_link(link, target, tmp_path):
     (tmp_path / link).symlink_to(tmp_path / target)
     save(tmp_path / link, np.zeros((16, 16), np.uint8))
-    assert files.read_image(tmp_path / link).format == {".png": "png", ".jpg": "jpeg", ".tif": "tiff"}[Path(link).suffix]
+    assert (
+        files.read_image(tmp_path / link).format
+        == {".png": "png", ".jpg": "jpeg", ".tif": "tiff"}[Path(link).suffix]
+    )
 
 
 def test_reading_changes_nothing_and_warns_of_nothing(tmp_path):

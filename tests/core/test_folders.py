@@ -1,4 +1,4 @@
-"""Which images folders, links and patterns stand for, and that results lie in folders as their inputs do."""
+"""Which images folders, links and patterns stand for; results keep the folders of the inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def save(*paths):
 
 
 def listed(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def denoised(tmp_path, *inputs, output="out"):
@@ -46,7 +48,11 @@ def test_a_linked_folder_is_followed(tmp_path):
 
 @links
 def test_links_that_lead_round_in_circles_and_to_the_same_place_give_each_image_once(tmp_path):
-    save(tmp_path / "in" / "z" / "a.tif", tmp_path / "store" / "b.tif", tmp_path / "store" / "deep" / "c.tif")
+    save(
+        tmp_path / "in" / "z" / "a.tif",
+        tmp_path / "store" / "b.tif",
+        tmp_path / "store" / "deep" / "c.tif",
+    )
     (tmp_path / "in" / "round").symlink_to(".")
     (tmp_path / "in" / "again").symlink_to("z")
     (tmp_path / "in" / "one").symlink_to("../store")
@@ -64,7 +70,7 @@ def test_a_link_to_nothing_is_said(tmp_path):
     (tmp_path / "in" / "b.tif").symlink_to("nowhere.tif")
     result = invoke("denoise", tmp_path / "in", "-o", tmp_path / "out")
     assert result.exit_code == 1
-    assert "b.tif: there is no such image" in result.stderr
+    assert "b.tif: there is no image" in result.stderr
     assert listed(tmp_path / "out") == ["a.tif"]
 
 
@@ -75,22 +81,47 @@ def test_folders_inside_go_to_the_same_folders(given, tmp_path):
 
 
 def test_images_of_one_name_keep_what_tells_their_folders_apart(tmp_path):
-    save(tmp_path / "day" / "pos1" / "raw" / "img.tif", tmp_path / "day" / "pos2" / "raw" / "img.tif", tmp_path / "day" / "pos2" / "b.tif")
+    save(
+        tmp_path / "day" / "pos1" / "raw" / "img.tif",
+        tmp_path / "day" / "pos2" / "raw" / "img.tif",
+        tmp_path / "day" / "pos2" / "b.tif",
+    )
     inputs = [tmp_path / "day" / "pos1" / "raw" / "img.tif", tmp_path / "day" / "pos2"]
-    assert denoised(tmp_path, *inputs) == ["b.tif", "img.tif", "raw/img.tif"]  # the names are different without more
-    inputs = [tmp_path / "day" / "pos1" / "raw", tmp_path / "day" / "pos2" / "raw" / "img.tif", tmp_path / "day" / "pos2" / "b.tif"]
+    assert denoised(tmp_path, *inputs) == [
+        "b.tif",
+        "img.tif",
+        "raw/img.tif",
+    ]  # the names are different without more
+    inputs = [
+        tmp_path / "day" / "pos1" / "raw",
+        tmp_path / "day" / "pos2" / "raw" / "img.tif",
+        tmp_path / "day" / "pos2" / "b.tif",
+    ]
     result = invoke("denoise", *inputs, "-o", tmp_path / "out2")
     assert result.exit_code == 0
-    assert result.stderr == f"several inputs have the same name: results go to folders as they lie below {tmp_path / 'day'}\n"
+    assert (
+        result.stderr
+        == "several inputs have the same name: results go to the same folders as below "
+        f"{tmp_path / 'day'}\n"
+    )
     assert listed(tmp_path / "out2") == ["pos1/raw/img.tif", "pos2/b.tif", "pos2/raw/img.tif"]
 
 
 def test_patterns_below_a_folder_with_brackets_in_its_name(tmp_path):
-    save(tmp_path / "d[1]" / "a.tif", tmp_path / "d[1]" / "e[2]" / "b.tif", tmp_path / "d1" / "c.tif")
+    save(
+        tmp_path / "d[1]" / "a.tif", tmp_path / "d[1]" / "e[2]" / "b.tif", tmp_path / "d1" / "c.tif"
+    )
     assert denoised(tmp_path, tmp_path / "d[1]" / "*.tif") == ["a.tif"]
-    assert denoised(tmp_path, tmp_path / "d[1]" / "**" / "*.tif", output="out/deep") == ["a.tif", "e[2]/b.tif"]
-    assert denoised(tmp_path, tmp_path / "d[1]" / "*" / "b.tif", output="out/middle") == ["e[2]/b.tif"]
-    assert denoised(tmp_path, tmp_path / "d*" / "e[2]" / "b.tif", output="out/late") == ["d[1]/e[2]/b.tif"]
+    assert denoised(tmp_path, tmp_path / "d[1]" / "**" / "*.tif", output="out/deep") == [
+        "a.tif",
+        "e[2]/b.tif",
+    ]
+    assert denoised(tmp_path, tmp_path / "d[1]" / "*" / "b.tif", output="out/middle") == [
+        "e[2]/b.tif"
+    ]
+    assert denoised(tmp_path, tmp_path / "d*" / "e[2]" / "b.tif", output="out/late") == [
+        "d[1]/e[2]/b.tif"
+    ]
     assert denoised(tmp_path, tmp_path / "d[0-9]" / "*.tif", output="out/pattern") == ["d1/c.tif"]
 
 
@@ -110,7 +141,11 @@ def test_results_inside_the_input_are_said_to_be_no_inputs(tmp_path):
     assert denoised(tmp_path, tmp_path / "in", output="in/out") == ["b.tif", "deep/a.tif"]
     again = invoke("denoise", tmp_path / "in", "-o", tmp_path / "in" / "out", "--overwrite")
     assert again.exit_code == 0
-    assert again.stderr == f"2 images in {tmp_path / 'in' / 'out'} are taken for results of an earlier run, not for inputs.\n"
+    assert (
+        again.stderr
+        == f"left out 2 images in {tmp_path / 'in' / 'out'}: results of an earlier run are not "
+        "inputs.\n"
+    )
     assert listed(tmp_path / "in") == ["b.tif", "deep/a.tif", "out/b.tif", "out/deep/a.tif"]
 
 
@@ -126,14 +161,16 @@ def test_images_of_other_kinds_in_a_folder_are_said_to_be_left_out(tmp_path):
     save(tmp_path / "in" / "a.tif")
     (tmp_path / "in" / "b.czi").write_bytes(b"")
     (tmp_path / "in" / "notes.txt").write_text("")
-    with pytest.warns(UserWarning, match=r"in: 1 files of other kinds .* are left out \(b\.czi\)"):
+    with pytest.warns(UserWarning, match=r"in: skipped 1 file of other formats .* \(b\.czi\)"):
         assert files.image_paths([tmp_path / "in"]) == [tmp_path / "in" / "a.tif"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="every folder may be read")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="every folder may be read"
+)
 def test_a_folder_that_may_not_be_read_is_said(tmp_path):
     save(tmp_path / "in" / "a.tif", tmp_path / "in" / "closed" / "b.tif")
     (tmp_path / "in" / "closed").chmod(0)
-    with pytest.warns(UserWarning, match="closed cannot be read .* left out"):
+    with pytest.warns(UserWarning, match="closed cannot be read .* skipped"):
         assert files.image_paths([tmp_path / "in"]) == [tmp_path / "in" / "a.tif"]
     (tmp_path / "in" / "closed").chmod(0o700)

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +14,13 @@ import pytest
 from PIL import Image
 from small_models import CONFIGS, small_model
 
-from dn_core.inference.denoise import SPARE_BYTES, Settings
-from dn_core.inference.tiling import count_tiles
+import dn_core
+from dn_core.inference import plan
+from dn_core.inference.plan import SPARE_BYTES, fit_tiles, usual_tile_size
+from dn_core.inference.tiling import TileGrid
 from dn_core.memory import available_memory
-from dn_core.training.bank import Bank
-from dn_core.training.fit import fit
+from dn_core.training.data.clean_images import CleanImageDataset
+from dn_core.training.loop import fit
 from dn_core.training.recipes import Phase, load_recipe
 
 GB = 10**9
@@ -35,7 +36,11 @@ def write(root, texts):
 
 def group(limit, used, cache):
     """A control group of version 2."""
-    return {"memory.max": f"{limit}\n", "memory.current": f"{used}\n", "memory.stat": f"anon 5\ninactive_file {cache}\n"}
+    return {
+        "memory.max": f"{limit}\n",
+        "memory.current": f"{used}\n",
+        "memory.stat": f"anon 5\ninactive_file {cache}\n",
+    }
 
 
 def inside(folder, files):
@@ -43,18 +48,26 @@ def inside(folder, files):
 
 
 def run_child(code, *arguments):
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 LIMITED = """
 import resource, sys, warnings
 import numpy as np
 import dn_core
-from dn_core.inference.engines import OpenVinoEngine, TileTooLargeError
+from dn_core.inference.engines import TileTooLargeError
+from dn_core.inference.engines.openvino import OpenVinoEngine
 model = dn_core.load_model("dn-fast")
 dn_core.denoise(np.random.default_rng(0).random((64, 64), "f4"), model, device="cpu")
 def limit(free):
-    used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
+    status = open("/proc/self/status")
+    used = next(int(line.split()[1]) for line in status if line.startswith("VmSize")) * 1024
+    status.close()
     resource.setrlimit(resource.RLIMIT_AS, (used + free,) * 2)
 """
 
@@ -68,7 +81,13 @@ def test_the_system_is_asked(tmp_path):
 
 
 def test_a_container_may_allow_less(tmp_path):
-    write(tmp_path, {"proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n", **inside("sys/fs/cgroup", group(3 * GB, 2 * GB, GB))})
+    write(
+        tmp_path,
+        {
+            "proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n",
+            **inside("sys/fs/cgroup", group(3 * GB, 2 * GB, GB)),
+        },
+    )
     assert available_memory(tmp_path) == 2 * GB
     write(tmp_path, {"sys/fs/cgroup/memory.max": "max\n"})
     assert available_memory(tmp_path) == 8 * GB // 1024 * 1024
@@ -76,7 +95,10 @@ def test_a_container_may_allow_less(tmp_path):
 
 @pytest.mark.parametrize("tightest", ["a/b", "a", "."])
 def test_the_tightest_group_around_the_process_counts(tmp_path, tightest):
-    write(tmp_path, {"proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n", "proc/self/cgroup": "0::/a/b\n"})
+    write(
+        tmp_path,
+        {"proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n", "proc/self/cgroup": "0::/a/b\n"},
+    )
     for folder in ("a/b", "a", ".", "other"):
         limit = {tightest: 3 * GB, "other": GB}.get(folder, 5 * GB)
         write(tmp_path, inside(f"sys/fs/cgroup/{folder}", group(limit, GB, 0)))
@@ -84,13 +106,25 @@ def test_the_tightest_group_around_the_process_counts(tmp_path, tightest):
 
 
 def test_the_path_of_a_group_outside_the_container_does_no_harm(tmp_path):
-    write(tmp_path, {"proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n", "proc/self/cgroup": "0::/docker/0123\n"})
+    write(
+        tmp_path,
+        {
+            "proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n",
+            "proc/self/cgroup": "0::/docker/0123\n",
+        },
+    )
     write(tmp_path, inside("sys/fs/cgroup", group(3 * GB, GB, 0)))
     assert available_memory(tmp_path) == 2 * GB
 
 
 def test_groups_of_version_1_count_their_members_cache(tmp_path):
-    write(tmp_path, {"proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n", "proc/self/cgroup": "5:memory:/a\n4:cpu,cpuacct:/x\n0::/\n"})
+    write(
+        tmp_path,
+        {
+            "proc/meminfo": f"MemAvailable: {8 * GB // 1024} kB\n",
+            "proc/self/cgroup": "5:memory:/a\n4:cpu,cpuacct:/x\n0::/\n",
+        },
+    )
     write(
         tmp_path,
         inside(
@@ -106,12 +140,22 @@ def test_groups_of_version_1_count_their_members_cache(tmp_path):
 
 
 def test_a_group_over_its_limit_leaves_nothing(tmp_path):
-    write(tmp_path, {"proc/meminfo": "MemAvailable: 2000 kB\n", **inside("sys/fs/cgroup", group(GB, 2 * GB, 0))})
+    write(
+        tmp_path,
+        {
+            "proc/meminfo": "MemAvailable: 2000 kB\n",
+            **inside("sys/fs/cgroup", group(GB, 2 * GB, 0)),
+        },
+    )
     assert available_memory(tmp_path) == 0
 
 
 def test_physical_memory_is_the_bound_where_the_system_does_not_say(tmp_path):
-    expected = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
+    expected = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if hasattr(os, "sysconf")
+        else sys.maxsize
+    )
     assert available_memory(tmp_path) == expected
 
 
@@ -129,52 +173,74 @@ print(available_memory())
 # Tiles that fit
 
 
-def settings_of(name, **options):
-    defaults = {"amount": 1.0, "noise": None, "device": "cpu", "tile": None, "precision": "float32", "nonfinite": "raise"}
-    return Settings(small_model(name), **{**defaults, **options})
+def usual_tile(name):
+    return usual_tile_size("cpu", small_model(name).config)
 
 
-def needed_for(settings, shape, planes, tile):
-    config = settings.model.config
-    tiles, pixels = count_tiles(shape, tile, config.halo, config.shuffle)
-    return settings.engine_for(np.dtype("u1")).memory(pixels, planes * tiles) + SPARE_BYTES
+def fitting_tile(name, shape, planes, available, tile=None, precision="float32"):
+    """The size of tiles for so many planes, to begin with `tile` or the usual size."""
+    model = small_model(name)
+    size = usual_tile(name) if tile is None else tile
+    engine = model.engine("cpu", precision)
+    return fit_tiles(engine, model.config, shape, planes, size, available).size
+
+
+def needed_for(name, shape, planes, tile, precision="float32"):
+    model = small_model(name)
+    tiles = TileGrid(shape, tile, model.config.halo, model.config.shuffle)
+    engine = model.engine("cpu", precision)
+    return engine.memory(tiles.window_pixels, planes * tiles.total) + SPARE_BYTES
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_largest_tile_that_fits_is_taken(name, precision):
-    settings = settings_of(name, precision=precision)
-    usual = settings.first_tile()
-    shape, planes, dtype = (3000, 2000), 2, np.dtype("u1")
-    assert settings.fitting_tile(shape, planes, dtype, 100 * GB) == usual
+    usual, shape, planes = usual_tile(name), (3000, 2000), 2
+    assert fitting_tile(name, shape, planes, 100 * GB, precision=precision) == usual
     for tile in (usual // 2, usual // 4):
-        available = needed_for(settings, shape, planes, tile)
-        assert settings.fitting_tile(shape, planes, dtype, available) == tile
-        assert needed_for(settings, shape, planes, 2 * tile) > available
+        available = needed_for(name, shape, planes, tile, precision)
+        assert fitting_tile(name, shape, planes, available, precision=precision) == tile
+        assert needed_for(name, shape, planes, 2 * tile, precision) > available
 
 
 def test_an_image_smaller_than_the_tile_needs_little():
-    assert settings_of("paper").fitting_tile((50, 60), 1, np.dtype("u1"), SPARE_BYTES + 4 * 10**6) == settings_of("paper").first_tile()
+    assert fitting_tile("paper", (50, 60), 1, SPARE_BYTES + 4 * 10**6) == usual_tile("paper")
 
 
-def test_a_tile_that_was_asked_for_and_does_not_fit_is_halved_with_a_warning():
-    settings = settings_of("paper", tile=2000)
-    available = needed_for(settings, (3000, 3000), 1, 1000)
-    with pytest.warns(RuntimeWarning, match=rf"tiles of 2000 pixels need more than the {available:,} bytes.*tiles of 1000 pixels"):
-        assert settings.fitting_tile((3000, 3000), 1, np.dtype("u1"), available) == 1000
+def with_memory(monkeypatch, available, **options):
+    """Denoise 3000 x 3000 pixels where so much memory is left beside the result."""
+    image = np.broadcast_to(np.uint8(3), (3000, 3000))
+    monkeypatch.setattr(plan, "available_memory", lambda: available + image.size)
+    return dn_core.plan_denoise(image, small_model("paper"), precision="float32", **options)
+
+
+def test_a_tile_that_was_asked_for_and_does_not_fit_is_halved_with_a_warning(monkeypatch):
+    available = needed_for("paper", (3000, 3000), 1, 1000)
+    planned = with_memory(monkeypatch, available, tile_size=2000)
+    (warning,) = planned.warnings
+    assert isinstance(warning, RuntimeWarning)
+    assert re.search(
+        rf"tiles of 2000 pixels need more than the {available:,} bytes.*tiles of 1000 pixels",
+        str(warning),
+    )
+    assert planned.tiles.size == 1000
 
 
 @pytest.mark.parametrize("tile", [None, 2000, 20])
 def test_where_no_tile_fits_the_numbers_are_told(tile):
-    with pytest.raises(MemoryError, match=r"a tile of (32|20) pixels needs [\d,]+ bytes of memory, 1,000 are available. Close other"):
-        settings_of("paper", tile=tile).fitting_tile((3000, 3000), 1, np.dtype("u1"), 1000)
+    with pytest.raises(
+        MemoryError,
+        match=r"a tile of (32|20) pixels needs [\d,]+ bytes of memory, 1,000 are available. Close "
+        r"other",
+    ):
+        fitting_tile("paper", (3000, 3000), 1, 1000, tile)
 
 
 USED = """
 import sys
 import numpy as np
 import dn_core
-from dn_core.inference.tiling import count_tiles
+from dn_core.inference.tiling import TileGrid
 name, side, tile, precision = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 def kilobytes(what):
     return int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1])
@@ -183,9 +249,10 @@ image = np.random.default_rng(0).integers(0, 255, (side, side), "u1")
 out = np.ones_like(image)
 dn_core.denoise(image[:160, :160], model, precision=precision, device="cpu")
 before = kilobytes("VmRSS")
-dn_core.denoise(image, model, precision=precision, device="cpu", tile=tile, out=out)
-tiles, pixels = count_tiles(image.shape, tile, model.config.halo, model.config.shuffle)
-print((kilobytes("VmHWM") - before) * 1024, model.engine("cpu", precision).memory(pixels, tiles))
+dn_core.denoise(image, model, precision=precision, device="cpu", tile_size=tile, out=out)
+tiles = TileGrid(image.shape, tile, model.config.halo, model.config.shuffle)
+planned = model.engine("cpu", precision).memory(tiles.window_pixels, tiles.total)
+print((kilobytes("VmHWM") - before) * 1024, planned)
 """
 
 
@@ -207,17 +274,25 @@ def test_tiles_take_no_more_memory_than_planned_and_not_much_less(name, side, ti
     assert done.returncode == 0, done.stderr[-600:]
     used, planned = map(int, done.stdout.split())
     assert used < planned + SPARE_BYTES
-    assert planned < 3 * used * max(1, (os.cpu_count() or 1) / 2)  # there may be fewer streams than cores
+    assert planned < 3 * used * max(
+        1, (os.cpu_count() or 1) / 2
+    )  # there may be fewer streams than cores
 
 
 # Training
 
 
 def test_a_step_of_training_beyond_memory_is_refused_before_it_is_begun(tmp_path):
-    bank = Bank((np.random.default_rng(0).integers(0, 255, (1030, 1030)).astype("u1"),))
+    dataset = CleanImageDataset(
+        (np.random.default_rng(0).integers(0, 255, (1030, 1030)).astype("u1"),)
+    )
     recipe = replace(load_recipe("dn-fast"), phases=(Phase(10, 8, 64), Phase(10, 4096, 1024)))
-    with pytest.raises(MemoryError, match=r"a step of 4096 patches of 1024 pixels needs [\d,]+ bytes of memory.*Use a smaller batch"):
-        next(fit(recipe, bank, tmp_path))
+    with pytest.raises(
+        MemoryError,
+        match=r"a step of 4096 patches of 1024 pixels needs [\d,]+ bytes of memory.*Use a smaller "
+        r"batch",
+    ):
+        next(fit(recipe, dataset, tmp_path))
     assert not (tmp_path / "state.safetensors").exists()
 
 
@@ -228,16 +303,18 @@ def test_reading_images_stops_before_memory_is_full(tmp_path):
     for number in range(1, 20):
         shutil.copy(tmp_path / "00.png", tmp_path / f"{number:02}.png")
     code = """
-from dn_core.training.bank import load_bank
+from dn_core.training.data.clean_images import load_clean_images
 limit(2**29)
 try:
-    load_bank(sys.argv[1])
+    load_clean_images(sys.argv[1])
 except MemoryError as error:
     print(error)
 """
     done = run_child(LIMITED + code, tmp_path)
     assert re.match(
-        r"training on \S+ from its file ([4-9]|1\d) of 20 on needs 268,435,456 bytes of memory, [\d,]+ are available. ", done.stdout
+        r"training on \S+ from its file ([4-9]|1\d) of 20 on needs 268,435,456 bytes of memory, "
+        r"[\d,]+ are available. ",
+        done.stdout,
     )
 
 
@@ -251,7 +328,7 @@ image = np.random.default_rng(0).random((2600, 2600), "f4")
 limit(900 * 2**20)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    result = dn_core.denoise(image, model, device="cpu", tile=2600)
+    result = dn_core.denoise(image, model, device="cpu", tile_size=2600)
 print(result.shape, str(caught[0].message))
 """
     done = run_child(LIMITED + code)
@@ -286,10 +363,11 @@ try:
 except TileTooLargeError as error:
     print(error)
 """
-    assert run_child(LIMITED + code).stdout == "a tile does not fit into memory; use a smaller tile.\n"
+    assert (
+        run_child(LIMITED + code).stdout
+        == "a tile must fit into memory, got one that does not. Use a smaller tile_size.\n"
+    )
 
 
-def test_enough_memory_warns_of_nothing():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        settings_of("paper", tile=600).fitting_tile((3000, 3000), 1, np.dtype("u1"), 100 * GB)
+def test_enough_memory_warns_of_nothing(monkeypatch):
+    assert with_memory(monkeypatch, 100 * GB, tile_size=600).warnings == ()

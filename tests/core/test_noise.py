@@ -45,7 +45,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 )
 def test_mean_and_variance_follow_the_formulas(noise, variance):
     noisy = noise(flat(), seeded())
-    # Standard errors over 400,000 pixels: of the mean 0.001, of the variance 0.3 to 0.5%; four of them are allowed.
+    # Standard errors over 400,000 pixels: of the mean 0.001, of the variance 0.3 to 0.5%; four of
+    # them are allowed.
     assert noisy.image.mean().item() == pytest.approx(LEVEL, abs=4 * (variance / PIXELS) ** 0.5)
     assert noisy.image.var().item() == pytest.approx(variance, rel=0.02)
     assert noisy.std.square().mean().item() == pytest.approx(variance, rel=1e-5)
@@ -93,7 +94,8 @@ def test_log_uniform_is_even_in_octaves():
 def test_papers_mixture_has_its_sixteen_levels():
     mixture = paper_mixture()
     noisy = mixture(torch.ones(4000, 1, 1, 1), seeded())
-    # At full brightness each level has its own standard deviation: 4 Gaussian, 4 Poisson, 8 Poisson-Gaussian ones.
+    # At full brightness each level has its own standard deviation: 4 Gaussian, 4 Poisson, 8
+    # Poisson-Gaussian ones.
     levels = noisy.std.flatten().mul(1e5).round().unique()
     assert len(levels) == 16
 
@@ -110,7 +112,14 @@ def test_recipe_tables_give_noise():
         {"kind": "poisson", "peak": {"log-uniform": [1, 60]}},
         {"kind": "poisson-gaussian", "sigma": {"choice": [1, 2]}, "peak": 30},
     ]
-    expected = Mixture((Gaussian(Uniform(0, 75)), Poisson(LogUniform(1, 60)), PoissonGaussian(Choice((1.0, 2.0)), 30.0)), (2.0, 1.0, 1.0))
+    expected = Mixture(
+        (
+            Gaussian(Uniform(0, 75)),
+            Poisson(LogUniform(1, 60)),
+            PoissonGaussian(Choice((1.0, 2.0)), 30.0),
+        ),
+        (2.0, 1.0, 1.0),
+    )
     assert noise_from_dict(tables) == expected
     assert noise_from_dict([{"kind": "paper-mixture"}]) == paper_mixture()
 
@@ -132,7 +141,9 @@ def test_compression_is_that_of_the_codec(noise, codec):
     for image, clean, std in zip(noisy.image, pair, noisy.std, strict=True):
         expected = codec((clean[0].numpy() * 255).round().astype(np.uint8)).image
         assert ((image[0].numpy() * 255).round() == expected).all()
-        assert std.unique().item() == pytest.approx((image - clean).square().mean().sqrt().item(), rel=1e-5)
+        assert std.unique().item() == pytest.approx(
+            (image - clean).square().mean().sqrt().item(), rel=1e-5
+        )
 
 
 def test_qualities_are_drawn_for_each_image():
@@ -148,7 +159,8 @@ def test_super_resolution_is_bicubic_down_and_up():
         noisy = SuperResolution(factor)(PHOTO, torch.Generator().manual_seed(0))
         picture = Image.fromarray(PHOTO[0, 0].numpy())
         small = picture.resize(size[::-1], Image.Resampling.BICUBIC)
-        # Pillow's cubic has a = -0.5, torch's without antialiasing -0.75: the way up is close, not equal.
+        # Pillow's cubic has a = -0.5, torch's without antialiasing -0.75: the way up is close, not
+        # equal.
         expected = np.asarray(small.resize(picture.size, Image.Resampling.BICUBIC))
         assert np.abs(noisy.image[0, 0].numpy() - expected)[8:-8, 8:-8].mean() < 0.01
         assert noisy.image.shape == PHOTO.shape
@@ -157,11 +169,16 @@ def test_super_resolution_is_bicubic_down_and_up():
 
 
 def test_compression_can_be_mixed_and_read_from_a_recipe():
-    tables = [{"kind": "jpeg", "quality": {"uniform": [5, 95]}}, {"kind": "super-resolution", "factor": {"choice": [2, 3, 4]}, "share": 2}]
-    assert noise_from_dict(tables) == Mixture((Jpeg(Uniform(5, 95)), SuperResolution(Choice((2, 3, 4)))), (1.0, 2.0))
-    assert noise_from_dict([{"kind": "jpeg2000", "ratio": 20}, {"kind": "bpg", "quantiser": 30}]) == Mixture(
-        (Jpeg2000(20), Bpg(30)), (1, 1)
+    tables = [
+        {"kind": "jpeg", "quality": {"uniform": [5, 95]}},
+        {"kind": "super-resolution", "factor": {"choice": [2, 3, 4]}, "share": 2},
+    ]
+    assert noise_from_dict(tables) == Mixture(
+        (Jpeg(Uniform(5, 95)), SuperResolution(Choice((2, 3, 4)))), (1.0, 2.0)
     )
+    assert noise_from_dict(
+        [{"kind": "jpeg2000", "ratio": 20}, {"kind": "bpg", "qp": 30}]
+    ) == Mixture((Jpeg2000(20), Bpg(30)), (1, 1))
     noisy = noise_from_dict(tables)(PHOTO.expand(6, 1, 64, 80), torch.Generator().manual_seed(1))
     assert noisy.image.isfinite().all()
 
@@ -185,12 +202,15 @@ def test_compression_can_be_mixed_and_read_from_a_recipe():
         (lambda: Mixture(()), "at least one"),
         (lambda: Mixture((Gaussian(1),), (1, 2)), "one share"),
         (lambda: noise_from_dict([{"kind": "snow"}]), "gaussian"),
-        (lambda: Jpeg(101), "numbers in 0..100"),
-        (lambda: Jpeg2000(0.5), "numbers in 1..1000"),
-        (lambda: Bpg(Uniform(20, 60)), "numbers in 0..51"),
+        (lambda: Jpeg(101), "in 0..100"),
+        (lambda: Jpeg2000(0.5), "in 1..1000"),
+        (lambda: Bpg(Uniform(20, 60)), "in 0..51"),
         (lambda: SuperResolution(0), "positive"),
-        (lambda: noise_from_dict([{"kind": ["gaussian"]}]), "has kind"),
-        (lambda: noise_from_dict([{"kind": "gaussian", "sigma": 1, "share": "x"}]), "share 'x'; a finite number"),
+        (lambda: noise_from_dict([{"kind": ["gaussian"]}]), "kind of noise must be one of"),
+        (
+            lambda: noise_from_dict([{"kind": "gaussian", "sigma": 1, "share": "x"}]),
+            "share of noise 'gaussian' must be a number of 0 or more, finite, got 'x'",
+        ),
         (lambda: noise_from_dict([{"kind": "gaussian", "sigma": 1, "share": -1}]), "0 or more"),
         (lambda: noise_from_dict([{"kind": "gaussian", "peak": 3}]), "do not fit"),
         (lambda: noise_from_dict([{"kind": "gaussian", "sigma": "much"}]), "uniform"),

@@ -1,4 +1,4 @@
-"""Storage that is not a local disk, writers that were killed, inputs that shrink: the right file, or a clear word and nothing left."""
+"""Remote drives, killed writers, shrinking inputs: a correct file, or an error and no remains."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ import pytest
 
 from dn_core import files, safe_write
 from dn_core.errors import ImageFileError
-from dn_core.files.raw import open_npy, open_raw
+from dn_core.files.raw_array import open_npy, open_raw
 from dn_core.inference.denoise import denoise_steps
 from dn_core.locks import locked
-from dn_core.training import own_images
+from dn_core.training.data import user_images
 
 posix = pytest.mark.skipif(os.name == "nt", reason="as on POSIX")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as on Linux")
@@ -43,7 +43,13 @@ def save(path, pixels=STACK[0]):
 
 
 def run_child(code, *arguments, **options):
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
 
 
 # An array in a file
@@ -55,7 +61,10 @@ def random_index(rng, shape):
         if rng.random() < 0.4:
             index.append(int(rng.integers(-extent, extent)))
         else:
-            start, stop = (None if rng.random() < 0.3 else int(rng.integers(-extent - 2, extent + 3)) for _ in range(2))
+            start, stop = (
+                None if rng.random() < 0.3 else int(rng.integers(-extent - 2, extent + 3))
+                for _ in range(2)
+            )
             index.append(slice(start, stop, [None, 1, 2, 3, -1, -2][rng.integers(6)]))
     return (*index, ...) if rng.random() < 0.3 else tuple(index)
 
@@ -119,12 +128,19 @@ void *mmap64(void *at, size_t size, int protection, int flags, int file, off_t o
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no compiler")
 def test_no_file_is_mapped(tmp_path):
     (tmp_path / "no_maps.c").write_text(NO_MAPS)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "no_maps.so", tmp_path / "no_maps.c", "-ldl"], check=True)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", tmp_path / "no_maps.so", tmp_path / "no_maps.c", "-ldl"],
+        check=True,
+    )
     save(tmp_path / "a.tif", STACK)
     for name in ("noisy", "clean"):
-        np.save(tmp_path / f"{name}.npy", np.random.default_rng(2).normal(1000, 100, (128, 128)) + 500 * np.eye(128))
+        np.save(
+            tmp_path / f"{name}.npy",
+            np.random.default_rng(2).normal(1000, 100, (128, 128)) + 500 * np.eye(128),
+        )
     code = (
-        "import mmap, os, sys, numpy as np; from dn_core import files; from dn_core.training import own_images\n"
+        "import mmap, os, sys, numpy as np; from dn_core import files\n"
+        "from dn_core.training.data import user_images\n"
         "os.chdir(sys.argv[1])\n"
         "try: np.load('noisy.npy', mmap_mode='r')\n"
         "except OSError as error: print('refused', error.errno)\n"
@@ -132,7 +148,7 @@ def test_no_file_is_mapped(tmp_path):
         "    for plane in range(6): target[plane] = image.source[plane]\n"
         "print((files.read_image('b.tif').pixels == files.read_image('a.tif').pixels).all())\n"
         "np.save('clean.npy', np.load('noisy.npy') + 1)\n"
-        "print(own_images.pairs('noisy.npy', 'clean.npy').kind)\n"
+        "print(user_images.pairs('noisy.npy', 'clean.npy').kind)\n"
     )
     done = run_child(code, tmp_path, env={**os.environ, "LD_PRELOAD": str(tmp_path / "no_maps.so")})
     assert done.stdout == f"refused {errno.ENODEV}\nTrue\npairs\n", done.stderr
@@ -159,14 +175,18 @@ def flushing(monkeypatch):
 @pytest.mark.parametrize("folders", [True, False])
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES])
 @pytest.mark.parametrize("ending", [".tif", ".zarr"])
-def test_what_cannot_be_flushed_is_written_all_the_same(ending, number, folders, tmp_path, flushing):
+def test_what_cannot_be_flushed_is_written_all_the_same(
+    ending, number, folders, tmp_path, flushing
+):
     flushing(number, folders=folders)
     assert (files.read_image(save(tmp_path / f"a{ending}")).pixels == STACK[0]).all()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("ending", [".tif", ".zarr"])
-def test_data_that_are_lost_while_flushing_are_an_error_that_names_the_output(ending, number, tmp_path, flushing):
+def test_data_that_are_lost_while_flushing_are_an_error_that_names_the_output(
+    ending, number, tmp_path, flushing
+):
     path = save(tmp_path / f"a{ending}")
     flushing(number, folders=False)
     with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
@@ -179,9 +199,9 @@ def test_data_that_are_lost_while_flushing_are_an_error_that_names_the_output(en
 @posix
 def test_a_folder_that_can_be_written_to_and_not_read_takes_a_file():
     code = (
-        "import os, sys; from pathlib import Path; from dn_core.safe_write import replaced_file\n"
+        "import os, sys; from pathlib import Path; from dn_core.safe_write import atomic_write\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
-        "with replaced_file(Path('drop/a.txt')) as temporary: temporary.write_text('whole')\n"
+        "with atomic_write(Path('drop/a.txt')) as temporary: temporary.write_text('whole')\n"
         "print(Path('drop/a.txt').read_text())\n"
     )
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
@@ -207,7 +227,11 @@ def test_a_full_disk_is_told_with_the_output_and_what_it_needs(tmp_path):
         "except OSError as error: print(error.errno, error.filename, error.strerror)\n"
     )
     done = run_child(code, tmp_path / "a.tif", Path(__file__).parent)
-    assert re.match(rf"{errno.EFBIG} {tmp_path / 'a.tif'} the output needs \d{{5}} bytes, which are not free there", done.stdout), done
+    assert re.match(
+        rf"{errno.EFBIG} {tmp_path / 'a.tif'} the output needs \d{{5}} bytes, which are not free "
+        r"there",
+        done.stdout,
+    ), done
     assert os.listdir(tmp_path) == []
 
 
@@ -223,12 +247,18 @@ def test_an_input_that_shrinks_while_it_is_denoised_is_refused(compression, tmp_
     import tifffile
 
     monkeypatch.setattr("dn_core.files.tiff.EAGER_BYTES", 0)
-    path, pixels = tmp_path / "a.tif", np.random.default_rng(3).integers(0, 4000, (6, 200, 200)).astype(np.uint16)
+    path, pixels = (
+        tmp_path / "a.tif",
+        np.random.default_rng(3).integers(0, 4000, (6, 200, 200)).astype(np.uint16),
+    )
     tifffile.imwrite(path, pixels, compression=compression, photometric="minisblack")
     words = "became shorter while it was read" if compression is None else "is damaged"
 
     def denoise_and_shorten():
-        with files.open_image(path) as image, files.create_image(tmp_path / "b.tif", image) as target:
+        with (
+            files.open_image(path) as image,
+            files.create_image(tmp_path / "b.tif", image) as target,
+        ):
             for step in denoise_steps(image.source, channel_axis=0, out=target):
                 if step.done == 1:
                     shortened(path)
@@ -240,7 +270,10 @@ def test_an_input_that_shrinks_while_it_is_denoised_is_refused(compression, tmp_
 
 @posix
 def test_the_command_says_that_its_input_shrank(tmp_path):
-    path = save(tmp_path / "a.tif", np.random.default_rng(3).integers(0, 4000, (40, 600, 600)).astype(np.uint16))
+    path = save(
+        tmp_path / "a.tif",
+        np.random.default_rng(3).integers(0, 4000, (40, 600, 600)).astype(np.uint16),
+    )
     command = [sys.executable, "-m", "dn_core.cli", "denoise", path, "-o", tmp_path / "b.tif"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
         while not any(name.startswith(".part-") for name in os.listdir(tmp_path)):
@@ -249,7 +282,10 @@ def test_the_command_says_that_its_input_shrank(tmp_path):
         os.truncate(path, 1000)
         _, errors = child.communicate(timeout=120)
     assert child.returncode == 1
-    assert re.search(r"a\.tif became shorter while it was read: \d+ bytes are expected, it has 1000\. Wait until", errors)
+    assert re.search(
+        r"a\.tif became shorter while it was read: it must have \d+ bytes, got 1000\. Wait until",
+        errors,
+    )
     assert "Traceback" not in errors
     assert os.listdir(tmp_path) == ["a.tif"]
 
@@ -259,7 +295,7 @@ def test_training_images_that_shrink_are_refused(tmp_path):
     clean = rng.normal(1000, 200, (128, 128)).cumsum(0)
     np.save(tmp_path / "clean.npy", clean)
     np.save(tmp_path / "noisy.npy", clean + rng.normal(0, 50, clean.shape))
-    scene = own_images.pairs(tmp_path / "noisy.npy", tmp_path / "clean.npy").scenes[0]
+    scene = user_images.pairs(tmp_path / "noisy.npy", tmp_path / "clean.npy").scenes[0]
     assert scene.noisy[0][-32:].shape == (32, 128)
     shortened(tmp_path / "noisy.npy")
     with pytest.raises(ImageFileError, match="noisy.npy became shorter"):
@@ -269,8 +305,11 @@ def test_training_images_that_shrink_are_refused(tmp_path):
 def test_a_training_array_that_is_cut_off_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", STACK)
     shortened(tmp_path / "a.npy")
-    with pytest.raises(ValueError, match=r"a\.npy is not an array that can be read \(it has \d+ bytes, \d+ are expected\)"):
-        own_images.repeats(tmp_path / "a.npy")
+    with pytest.raises(
+        ValueError,
+        match=r"a\.npy is not an array that can be read \(it must have \d+ bytes, got \d+\)",
+    ):
+        user_images.repeats(tmp_path / "a.npy")
 
 
 # What killed writers leave
@@ -279,7 +318,8 @@ WRITING = (
     "import sys; sys.path.insert(0, sys.argv[2]); from test_storage import *\n"
     "with files.create_image(sys.argv[1], like(STACK[0]), overwrite=True) as target:\n"
     "    target[...] = STACK[1]\n"
-    "    if sys.argv[1].endswith('.png'): open(next(Path(sys.argv[1]).parent.glob('.part-*')), 'w').close()\n"
+    "    if sys.argv[1].endswith('.png'): open(next(Path(sys.argv[1]).parent.glob('.part-*')), "
+    "'w').close()\n"
     "    print('writing', flush=True)\n"
     "    sys.stdin.read()\n"
 )
@@ -350,7 +390,13 @@ def test_a_writer_killed_between_the_two_renames_of_a_folder_does_not_cost_the_o
     assert (files.read_image(path).pixels == STACK[0]).all()
 
 
-@pytest.mark.parametrize("name", [".part-59f99dc7.a.tif", *(f".{word}-000000-0000-0000-1-00000000.a.tif" for word in ("part", "old"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".part-59f99dc7.a.tif",
+        *(f".{word}-000000-0000-0000-1-00000000.a.tif" for word in ("part", "old")),
+    ],
+)
 def test_what_may_be_of_a_living_process_elsewhere_stays_for_a_day(name, tmp_path):
     path, left = save(tmp_path / "a.tif"), tmp_path / name
     left.write_bytes(b"half")
@@ -387,7 +433,10 @@ def test_temporary_names_say_whose_they_are_and_fit(tmp_path):
 
 
 def modes(path):
-    return {inner.relative_to(path).as_posix(): stat.S_IMODE(inner.stat().st_mode) for inner in (path, *path.rglob("*"))}
+    return {
+        inner.relative_to(path).as_posix(): stat.S_IMODE(inner.stat().st_mode)
+        for inner in (path, *path.rglob("*"))
+    }
 
 
 @posix
@@ -417,7 +466,7 @@ def test_what_a_link_points_to_keeps_its_mode(tmp_path):
 def test_while_it_is_written_nobody_may_read_who_may_not_read_the_old_one(tmp_path):
     path = save(tmp_path / "a.tif")
     path.chmod(0o600)
-    with safe_write.replaced_file(path) as temporary:
+    with safe_write.atomic_write(path) as temporary:
         temporary.write_bytes(b"secret")
         assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
 
@@ -456,7 +505,9 @@ def test_drives_that_refuse_to_change_modes_are_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "chown", refused)
     before = os.umask(0o022)
     try:
-        with pytest.warns(RuntimeWarning, match=r"the permissions of .*a\.tif \(666\) could not be kept"):
+        with pytest.warns(
+            RuntimeWarning, match=r"the permissions of .*a\.tif \(666\) could not be kept"
+        ):
             save(path, STACK[1])
     finally:
         os.umask(before)
@@ -490,14 +541,21 @@ def test_a_drive_that_cannot_lock_is_used_with_a_warning(number, tmp_path, monke
 
     monkeypatch.setattr(fcntl, "flock", flock)
     done = []
-    with pytest.warns(RuntimeWarning, match="cannot lock files"), locked(tmp_path / "lock", 0, "busy"):
+    with (
+        pytest.warns(RuntimeWarning, match="cannot lock files"),
+        locked(tmp_path / "lock", 0, "busy"),
+    ):
         done.append("inside")
     assert done == ["inside"]
 
 
 def test_a_lock_keeps_others_out_with_the_words_given(tmp_path):
     lock = tmp_path / "lock"
-    with locked(lock, 0, "busy"), pytest.raises(BlockingIOError, match="somebody is there"), locked(lock, 0, "somebody is there"):
+    with (
+        locked(lock, 0, "busy"),
+        pytest.raises(BlockingIOError, match="somebody is there"),
+        locked(lock, 0, "somebody is there"),
+    ):
         pass
     with locked(lock, 0, "busy"):
         pass

@@ -1,4 +1,4 @@
-"""A web server on loopback that answers as it is told, rightly or wrongly: the other side of the registry's tests."""
+"""A web server on loopback that answers as it is told, rightly or wrongly, for tests."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,9 @@ from dn_core.models.index import content_name, index_bytes
 def write_model(path, name, scale=1.0, config="residual"):
     """A small model file; each scale gives another content."""
     base = small_model(config).checkpoint
-    weights = {key: value * (scale if key == "last.weight" else 1) for key, value in base.weights.items()}
+    weights = {
+        key: value * (scale if key == "last.weight" else 1) for key, value in base.weights.items()
+    }
     save_checkpoint(path, Checkpoint(base.config, weights, replace(base.card, name=name)))
     return path
 
@@ -24,11 +26,18 @@ def write_model(path, name, scale=1.0, config="residual"):
 def record_of(name, content, version=1, **changes):
     """A model's line in an index."""
     digest = hashlib.sha256(content).hexdigest()
-    return {"name": name, "version": version, "file": content_name(name, digest), "sha256": digest, "bytes": len(content), **changes}
+    return {
+        "name": name,
+        "version": version,
+        "file": content_name(name, digest),
+        "sha256": digest,
+        "bytes": len(content),
+        **changes,
+    }
 
 
 class WebServer:
-    """`answers` has bytes or a function of the request by path; `requests` has the paths asked for, with their headers."""
+    """`answers`: bytes or a function of the request by path; `requests`: paths with headers."""
 
     def __init__(self, tls=None):
         self.answers = {}
@@ -100,7 +109,7 @@ def status(code):
 
 
 def slowly(content, piece, seconds, stopping, length=None):
-    """Send `piece` bytes at a time, with pauses; for ever when the content is over and a length was not told."""
+    """Send `piece` bytes at a time, with pauses between them."""
 
     def answer(request):
         begin(request, length)

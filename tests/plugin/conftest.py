@@ -17,7 +17,9 @@ WAIT = 60_000  # milliseconds: the machine may be busy
 @pytest.fixture(scope="session", autouse=True)
 def _on_a_real_screen(qapp: Any) -> None:
     if sys.platform == "linux":
-        assert qapp.platformName() in ("xcb", "wayland"), f"Qt draws to {qapp.platformName()}; run under xvfb-run: napari needs OpenGL"
+        assert qapp.platformName() in ("xcb", "wayland"), (
+            f"Qt draws to {qapp.platformName()}; run under xvfb-run: napari needs OpenGL"
+        )
 
 
 @pytest.fixture
@@ -29,7 +31,8 @@ def own_settings(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setenv("NAPARI_CONFIG", os.fspath(tmp_path / "settings.yaml"))
     monkeypatch.setenv("DN_MODELS", os.fspath(tmp_path / "models"))
-    # napari keeps a plugin's preferences in one place, whatever NAPARI_CONFIG says: the user's come back afterwards.
+    # napari keeps a plugin's preferences in one place, whatever NAPARI_CONFIG says: the user's come
+    # back afterwards.
     general = get_plugin_settings("napari-dnresnet").general
     users = {name: getattr(general, name) for name in Preferences.__dataclass_fields__}
     for name, value in asdict(Preferences()).items():

@@ -1,6 +1,7 @@
-"""Run where the wheel is installed, away from the sources: the plugin is found by npe2, opens, and denoises a layer.
+"""Checks an installed wheel: npe2 finds the plugin, which opens and denoises a layer.
 
-``python installed.py FOLDER``, with the folder that the packages must come from.
+Run away from the sources: ``python installed.py FOLDER``, with the folder that the packages must
+come from.
 """
 
 import sys
@@ -29,7 +30,7 @@ def main(folder: Path) -> None:
     _, widget = viewer.window.add_plugin_dock_widget("napari-dnresnet", "Denoise layer")
     widget.run.clicked.emit(True)
     end = time.monotonic() + 120
-    while widget.job is not None and time.monotonic() < end:
+    while widget.task is not None and time.monotonic() < end:
         QApplication.instance().processEvents()
     assert np.array_equal(viewer.layers["image denoised"].data, dn_core.denoise(image))
     viewer.close()

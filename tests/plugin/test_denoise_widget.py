@@ -16,23 +16,36 @@ import zarr
 from qtpy.QtWidgets import QApplication
 
 import dn_core
-from napari_dnresnet import results
+from napari_dnresnet import large_results, request
 from napari_dnresnet.results import METADATA
 
 NAME = "Denoise layer"
-KEPT = ("scale", "translate", "rotate", "shear", "axis_labels", "units", "gamma", "opacity", "blending", "contrast_limits")
+KEPT = (
+    "scale",
+    "translate",
+    "rotate",
+    "shear",
+    "axis_labels",
+    "units",
+    "gamma",
+    "opacity",
+    "blending",
+    "contrast_limits",
+)
 
 
 def picture(shape: tuple[int, ...], dtype: str = "uint16") -> Any:
     rows, columns = np.mgrid[: shape[-2], : shape[-1]]
     clean = 120 + 60 * np.sin(rows / 9) * np.cos(columns / 7)
     noisy = clean + np.random.default_rng(0).normal(0, 15, shape)
-    return (noisy / 255 if dtype.startswith("float") else np.clip(np.rint(noisy), 0, 255)).astype(dtype)
+    return (noisy / 255 if dtype.startswith("float") else np.clip(np.rint(noisy), 0, 255)).astype(
+        dtype
+    )
 
 
 def run(widget: Any, wait: Any) -> Any:
     widget.run.clicked.emit(True)
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     wait(lambda: widget.result is None or not widget.result.busy)
     return None if widget.result is None else widget.result.layer
 
@@ -40,10 +53,10 @@ def run(widget: Any, wait: Any) -> Any:
 def test_without_a_layer_it_says_what_to_do(viewer, open_widget):
     widget = open_widget(NAME)
     assert not widget.run.enabled
-    assert "Open an image" in widget.words.value
+    assert "Open an image" in widget.axes.description.value
     widget.start()
     assert len(viewer.layers) == 0
-    assert widget.job is None
+    assert widget.task is None
 
 
 def test_one_click_denoises_and_keeps_everything(viewer, open_widget, wait):
@@ -71,7 +84,9 @@ def test_one_click_denoises_and_keeps_everything(viewer, open_widget, wait):
     assert result.dtype == image.dtype
     assert result.data.shape == image.shape
     for name in KEPT:
-        assert np.array_equal(np.asarray(getattr(result, name)), np.asarray(getattr(layer, name))), name
+        assert np.array_equal(
+            np.asarray(getattr(result, name)), np.asarray(getattr(layer, name))
+        ), name
     for point in ((0, 0, 0), (1, 20, 30)):
         assert np.allclose(result.data_to_world(point), layer.data_to_world(point))
     assert result.colormap.name == "magenta"
@@ -104,14 +119,18 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "shape", "dtype"), CASES)
 @pytest.mark.parametrize("large", [False, True])
-def test_every_kind_of_array_gives_what_the_library_gives(viewer, open_widget, wait, monkeypatch, kind, shape, dtype, large):
-    monkeypatch.setattr(results, "LARGE_BYTES", 0 if large else 2**30)
+def test_every_kind_of_array_gives_what_the_library_gives(
+    viewer, open_widget, wait, monkeypatch, kind, shape, dtype, large
+):
+    monkeypatch.setattr(request, "LARGE_BYTES", 0 if large else 2**30)
     image = picture(shape, dtype)
     data = image
     if kind == "dask":
         data = da.from_array(image, chunks=(*[1] * (len(shape) - 2), 16, 16))
     if kind == "zarr":
-        data = zarr.create_array({}, shape=shape, dtype=dtype, chunks=(*[1] * (len(shape) - 2), 32, 32))
+        data = zarr.create_array(
+            {}, shape=shape, dtype=dtype, chunks=(*[1] * (len(shape) - 2), 32, 32)
+        )
         data[...] = image
     viewer.add_image(data, name="image", rgb=False, contrast_limits=(0, 255))
     result = run(open_widget(NAME), wait)
@@ -124,7 +143,12 @@ def test_every_kind_of_array_gives_what_the_library_gives(viewer, open_widget, w
 
 
 def in_zarr(image: Any) -> Any:
-    array = zarr.create_array({}, shape=image.shape, dtype=image.dtype, chunks=(*[1] * (image.ndim - 2), *image.shape[-2:]))
+    array = zarr.create_array(
+        {},
+        shape=image.shape,
+        dtype=image.dtype,
+        chunks=(*[1] * (image.ndim - 2), *image.shape[-2:]),
+    )
     array[...] = image
     return array
 
@@ -135,7 +159,12 @@ def pyramid(image: Any) -> Any:
     return [image, image[half]]
 
 
-KINDS = {"numpy": np.copy, "dask": lambda image: da.from_array(image, chunks="auto"), "zarr": in_zarr, "multiscale": pyramid}
+KINDS = {
+    "numpy": np.copy,
+    "dask": lambda image: da.from_array(image, chunks="auto"),
+    "zarr": in_zarr,
+    "multiscale": pyramid,
+}
 
 
 @pytest.mark.slow
@@ -185,8 +214,8 @@ def test_colours_are_denoised_and_alpha_is_left_alone(viewer, open_widget, wait,
     image[..., -1] += np.uint8(channels == 4)
     viewer.add_image(image, name="image", rgb=True)
     widget = open_widget(NAME)
-    assert widget.axes.value == "YXS"
-    assert ("alpha left alone" in widget.words.value) == (channels == 4)
+    assert widget.axes.letters.value == "YXS"
+    assert ("alpha unchanged" in widget.axes.description.value) == (channels == 4)
     result = run(widget, wait)
     assert result.rgb
     assert np.array_equal(result.data, dn_core.denoise(image, channel_axis=-1, alpha=channels == 4))
@@ -203,15 +232,17 @@ def test_a_pyramid_gives_its_finest_level(viewer, open_widget, wait):
 
 
 def test_the_axes_are_read_and_can_be_corrected(viewer, open_widget, wait):
-    viewer.add_image(picture((4, 3, 40, 50)), name="image", axis_labels=("time", "channel", "y", "x"))
+    viewer.add_image(
+        picture((4, 3, 40, 50)), name="image", axis_labels=("time", "channel", "y", "x")
+    )
     widget = open_widget(NAME)
-    assert widget.axes.value == "TCYX"
-    assert "T: 4 time points, each denoised on its own" in widget.words.value
-    assert "C: 3 channels" in widget.words.value
-    widget.axes.value = "TCXX"
-    assert "one Y (rows) and one X" in widget.words.value
+    assert widget.axes.letters.value == "TCYX"
+    assert "T: 4 time points, each denoised on its own" in widget.axes.description.value
+    assert "C: 3 channels" in widget.axes.description.value
+    widget.axes.letters.value = "TCXX"
+    assert "one Y (rows) and one X" in widget.axes.description.value
     widget.start()
-    assert widget.job is None
+    assert widget.task is None
     assert len(viewer.layers) == 1
 
 
@@ -219,7 +250,7 @@ def test_columns_may_come_before_rows(viewer, open_widget, wait):
     image = picture((3, 64, 128))
     viewer.add_image(image, name="image", axis_labels=("t", "x", "y"))
     widget = open_widget(NAME)
-    assert widget.axes.value == "TXY"
+    assert widget.axes.letters.value == "TXY"
     widget.preview_on.value = True
     wait(lambda: widget.preview.layer is not None and not widget.preview.busy)
     assert np.array_equal(widget.preview.layer.data, dn_core.denoise(image[1:2]))
@@ -238,7 +269,7 @@ def test_the_amount_is_a_blend_of_what_is_kept(viewer, open_widget, wait):
         widget.amount.value = amount
         wait(lambda: not widget.result.busy)
         assert np.array_equal(result.data, dn_core.denoise(image, amount=amount))
-    assert np.array_equal(widget.result.whole, dn_core.denoise(image))
+    assert np.array_equal(widget.result.denoised, dn_core.denoise(image))
 
 
 def test_the_last_amount_of_many_is_the_one(viewer, open_widget, wait, qtbot):
@@ -251,7 +282,7 @@ def test_the_last_amount_of_many_is_the_one(viewer, open_widget, wait, qtbot):
             widget.amount.value = amount
             qtbot.wait(4)
         wait(lambda: not widget.result.busy)
-        assert np.array_equal(result.data, dn_core.blend(image, widget.result.whole, 0.3))
+        assert np.array_equal(result.data, dn_core.blend(image, widget.result.denoised, 0.3))
 
 
 def test_each_layer_has_its_own_result(viewer, open_widget, wait):
@@ -264,7 +295,9 @@ def test_each_layer_has_its_own_result(viewer, open_widget, wait):
     widget.layer.value = layers["a"]
     widget.amount.value = 0.5
     wait(lambda: not widget.result.busy)
-    assert np.array_equal(viewer.layers["a denoised"].data, dn_core.denoise(images["a"], amount=0.5))
+    assert np.array_equal(
+        viewer.layers["a denoised"].data, dn_core.denoise(images["a"], amount=0.5)
+    )
     assert np.array_equal(viewer.layers["b denoised"].data, dn_core.denoise(images["b"]))
     assert "layers['a']" in widget.code("python")
     widget.layer.value = layers["b"]
@@ -272,7 +305,7 @@ def test_each_layer_has_its_own_result(viewer, open_widget, wait):
 
 
 def test_a_copy_of_a_result_on_disk_keeps_its_pixels(viewer, open_widget, wait, monkeypatch):
-    monkeypatch.setattr(results, "LARGE_BYTES", 0)
+    monkeypatch.setattr(request, "LARGE_BYTES", 0)
     image = picture((2, 40, 50))
     viewer.add_image(image, name="image")
     widget = open_widget(NAME)
@@ -323,7 +356,9 @@ def test_the_preview_computes_the_plane_on_screen_alone(viewer, open_widget, wai
             computed.append(1)
         return block
 
-    data = da.from_array(picture((30, 64, 64)), chunks=(1, 64, 64)).map_blocks(plane, dtype="uint16", meta=np.empty((0, 0, 0), "uint16"))
+    data = da.from_array(picture((30, 64, 64)), chunks=(1, 64, 64)).map_blocks(
+        plane, dtype="uint16", meta=np.empty((0, 0, 0), "uint16")
+    )
     viewer.add_image(data, name="image", contrast_limits=(0, 255))
     computed.clear()
     widget = open_widget(NAME)
@@ -347,12 +382,12 @@ def test_channels_that_are_guessed_are_said_to_be_a_guess(viewer, open_widget, w
     image = np.stack([picture((60, 70))] * 5, axis=-1)
     viewer.add_image(image, name="image", rgb=False)
     widget = open_widget(NAME)
-    assert widget.axes.value == "YXC"
-    assert "A guess from the shape" in widget.words.value
+    assert widget.axes.letters.value == "YXC"
+    assert "A guess from the shape" in widget.axes.description.value
     assert np.array_equal(run(widget, wait).data, dn_core.denoise(image, channel_axis=-1))
     viewer.layers.selection.active = viewer.layers["image"]
-    widget.axes.value = "ZYX"
-    assert "guess" not in widget.words.value
+    widget.axes.letters.value = "ZYX"
+    assert "guess" not in widget.axes.description.value
 
 
 def test_the_command_says_when_the_layer_is_no_file(viewer, open_widget, tmp_path):
@@ -364,18 +399,24 @@ def test_the_command_says_when_the_layer_is_no_file(viewer, open_widget, tmp_pat
 def test_a_missing_folder_for_large_results_is_explained(viewer, open_widget, monkeypatch):
     from napari.settings import get_plugin_settings
 
-    monkeypatch.setattr(results, "LARGE_BYTES", 0)
+    monkeypatch.setattr(request, "LARGE_BYTES", 0)
     preferences = get_plugin_settings("napari-dnresnet").general
     preferences.folder = "/nope"
     viewer.add_image(picture((40, 50)), name="image")
     widget = open_widget(NAME)
     widget.start()
     preferences.folder = ""
-    assert widget.status.value == "The folder for large results is not there; make it, or name another in the plugin's preferences: /nope"
+    assert (
+        widget.status.value
+        == "The folder for large results is missing. Create it, or choose another one in the "
+        "plugin's preferences: /nope"
+    )
 
 
-def test_the_amount_of_a_result_on_disk_is_applied_when_it_is_looked_at(viewer, open_widget, wait, monkeypatch):
-    monkeypatch.setattr(results, "LARGE_BYTES", 0)
+def test_the_amount_of_a_result_on_disk_is_applied_when_it_is_looked_at(
+    viewer, open_widget, wait, monkeypatch
+):
+    monkeypatch.setattr(request, "LARGE_BYTES", 0)
     image = picture((3, 60, 70))
     viewer.add_image(image, name="image")
     widget = open_widget(NAME)
@@ -416,15 +457,17 @@ def test_cancelling_leaves_nothing(viewer, open_widget, wait, slow):
     assert widget.stop.enabled
     assert "left" in widget.status.value
     widget.stop.clicked.emit(True)
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     assert [layer.name for layer in viewer.layers] == ["slow"]
     assert widget.run.enabled
     assert widget.status.value == "Cancelled."
 
 
-def test_cancelling_a_result_on_disk_takes_its_layer_and_files_away(viewer, open_widget, wait, slow, monkeypatch, own_settings):
-    monkeypatch.setattr(results, "LARGE_BYTES", 0)
-    monkeypatch.setattr(results.tempfile, "gettempdir", lambda: str(own_settings))
+def test_cancelling_a_result_on_disk_takes_its_layer_and_files_away(
+    viewer, open_widget, wait, slow, monkeypatch, own_settings
+):
+    monkeypatch.setattr(request, "LARGE_BYTES", 0)
+    monkeypatch.setattr(large_results.tempfile, "gettempdir", lambda: str(own_settings))
     viewer.add_image(slow, name="slow", contrast_limits=(0, 255))
     widget = open_widget(NAME)
     widget.run.clicked.emit(True)
@@ -432,7 +475,7 @@ def test_cancelling_a_result_on_disk_takes_its_layer_and_files_away(viewer, open
     assert "slow denoised" in viewer.layers
     assert list(own_settings.glob("dnresnet-*"))
     widget.stop.clicked.emit(True)
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     assert [layer.name for layer in viewer.layers] == ["slow"]
     wait(lambda: (gc.collect(), not list(own_settings.glob("dnresnet-*")))[1])
 
@@ -443,7 +486,7 @@ def test_the_input_may_go_while_it_is_denoised(viewer, open_widget, wait):
     widget = open_widget(NAME)
     widget.run.clicked.emit(True)
     viewer.layers.remove(layer)
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     assert np.array_equal(viewer.layers["image denoised"].data, dn_core.denoise(image))
 
 
@@ -463,7 +506,7 @@ def test_closing_the_dock_stops_the_work(viewer, open_widget, wait, slow):
     widget.preview_on.value = True
     widget.run.clicked.emit(True)
     wait(lambda: widget.bar.value > 2)
-    job = widget.job
+    job = widget.task
     viewer.window.remove_dock_widget(widget.native)
     wait(lambda: not job.running)
     assert job.cancelled
@@ -476,7 +519,7 @@ def test_closing_the_viewer_mid_run_is_quiet(viewer, open_widget, wait, slow, wh
     widget = open_widget(NAME)
     if when == "preview":
         widget.preview_on.value = True
-        wait(lambda: widget.preview._job is not None)
+        wait(lambda: widget.preview._task is not None)
         return
     widget.run.clicked.emit(True)
     wait(lambda: widget.bar.value > 1)
@@ -499,7 +542,9 @@ def test_nan_is_explained_and_can_be_left_alone(viewer, open_widget, wait):
 
 def test_the_preview_follows_and_lies_exactly_over_the_layer(viewer, open_widget, wait):
     image = picture((4, 300, 320))
-    layer = viewer.add_image(image, name="image", scale=(1, 0.5, 0.5), rotate=10, translate=(0, 30, 5))
+    layer = viewer.add_image(
+        image, name="image", scale=(1, 0.5, 0.5), rotate=10, translate=(0, 30, 5)
+    )
     widget = open_widget(NAME)
     widget.preview_on.value = True
     wait(lambda: widget.preview.layer is not None and not widget.preview.busy)
@@ -550,14 +595,16 @@ def test_comparing_hides_and_shows_the_result(viewer, open_widget, wait, qtbot):
 
 @pytest.mark.parametrize("large", [False, True])
 def test_the_residual_is_what_was_taken_away(large, viewer, open_widget, wait, monkeypatch):
-    monkeypatch.setattr(results, "LARGE_BYTES", 0 if large else 2**30)
+    monkeypatch.setattr(request, "LARGE_BYTES", 0 if large else 2**30)
     image = picture((3, 40, 40))
     viewer.add_image(image, name="image", scale=(1, 2, 3))
     widget = open_widget(NAME)
     result = run(widget, wait)
     widget.residual.clicked.emit(True)
     layer = viewer.layers["image residual"]
-    assert np.array_equal(np.asarray(layer.data), image.astype("f4") - np.asarray(result.data).astype("f4"))
+    assert np.array_equal(
+        np.asarray(layer.data), image.astype("f4") - np.asarray(result.data).astype("f4")
+    )
     assert tuple(layer.scale) == (1, 2, 3)
 
 
@@ -575,13 +622,13 @@ def test_a_full_disk_is_said_before_the_work(viewer, open_widget, wait, monkeypa
     import collections
 
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(results, "LARGE_BYTES", 0)
-    monkeypatch.setattr(results.shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    monkeypatch.setattr(request, "LARGE_BYTES", 0)
+    monkeypatch.setattr(large_results.shutil, "disk_usage", lambda path: usage(10, 9, 1))
     viewer.add_image(picture((40, 40)), name="image")
     widget = open_widget(NAME)
     widget.start()
-    assert widget.job is None
-    assert "make room" in widget.status.value
+    assert widget.task is None
+    assert "Free some space" in widget.status.value
     assert len(viewer.layers) == 1
 
 
@@ -594,8 +641,11 @@ def test_two_viewers_work_side_by_side(own_settings, make_napari_viewer, wait):
     for widget in widgets:
         widget.run.clicked.emit(True)
     for number, (widget, viewer) in enumerate(zip(widgets, viewers, strict=True)):
-        wait(lambda widget=widget: widget.job is None)
-        assert np.array_equal(viewer.layers["image denoised"].data, dn_core.denoise(picture((4, 64, 64)) + np.uint16(number)))
+        wait(lambda widget=widget: widget.task is None)
+        assert np.array_equal(
+            viewer.layers["image denoised"].data,
+            dn_core.denoise(picture((4, 64, 64)) + np.uint16(number)),
+        )
 
 
 @pytest.mark.slow
@@ -612,7 +662,8 @@ def test_the_program_ends_cleanly_in_the_middle_of_a_run(tmp_path, how):
         def plane(block):
             time.sleep(0.05)
             return block
-        viewer.add_image(da.ones((500, 64, 64), chunks=(1, 64, 64)).map_blocks(plane), contrast_limits=(0, 1))
+        image = da.ones((500, 64, 64), chunks=(1, 64, 64)).map_blocks(plane)
+        viewer.add_image(image, contrast_limits=(0, 1))
         widget = viewer.window.add_plugin_dock_widget("napari-dnresnet", "Denoise layer")[1]
         widget.run.clicked.emit(True)
         def end():
@@ -626,7 +677,9 @@ def test_the_program_ends_cleanly_in_the_middle_of_a_run(tmp_path, how):
         napari.run()
         print("ended", flush=True)
     """)
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert "running" in ended.stdout
     assert "ended" in ended.stdout

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from napari.layers import Image
 
-from napari_dnresnet.layers import Axes, LazyArray, default_axes, guess_in_words, readable, time_axes
+from napari_dnresnet.axes import LayerAxes, default_axes, guess_message, time_axes
+from napari_dnresnet.layers import LazyArray, readable
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_a_unit_of_time_says_which_axis_is_time():
 
 
 @pytest.mark.parametrize(
-    ("letters", "shape", "channel_axis", "must_be_said"),
+    ("letters", "shape", "channel_axis", "said"),
     [
         ("YX", (40, 3), None, False),
         ("ZYX", (9, 40, 50), None, False),
@@ -52,38 +53,45 @@ def test_a_unit_of_time_says_which_axis_is_time():
         ("TCYX", (2, 3, 40, 50), None, False),
     ],
 )
-def test_the_library_is_told_what_it_would_have_to_guess(letters, shape, channel_axis, must_be_said):
-    axes = Axes(letters, shape)
+def test_the_library_is_given_what_it_would_have_to_guess(letters, shape, channel_axis, said):
+    axes = LayerAxes(letters, shape)
     assert axes.channel_axis == channel_axis
-    assert axes.must_be_said == must_be_said
+    assert axes.differs_from_default == said
 
 
 @pytest.mark.parametrize(
-    ("settings", "letters", "words"),
+    ("settings", "letters", "message"),
     [
-        ({}, "YXC", "A guess from the shape (60, 50, 5): its last axis, of 5, is taken as channels. Change the letters where it is wrong."),
+        (
+            {},
+            "YXC",
+            "A guess from the shape (60, 50, 5): its last axis, of 5, is taken as channels. "
+            "Change the letters if it is wrong.",
+        ),
         ({}, "ZYX", ""),  # what the user typed is no guess
         ({"axis_labels": ("y", "x", "c")}, "YXC", ""),
     ],
 )
-def test_a_guess_is_said_in_words(settings, letters, words):
-    assert guess_in_words(Image(np.zeros((60, 50, 5)), rgb=False, **settings), letters) == words
+def test_a_guess_is_reported(settings, letters, message):
+    assert guess_message(Image(np.zeros((60, 50, 5)), rgb=False, **settings), letters) == message
 
 
 @pytest.mark.parametrize("letters", ["YX", "YXYX", "XYZ", "XZY", "Z1X", "YZX", "CYXZ", "YXCS"])
 def test_axes_that_do_not_fit_are_refused(letters):
-    with pytest.raises(ValueError, match="expected"):
-        Axes(letters, (3, 4, 5, 6)[: max(3, len(letters))])
+    with pytest.raises(ValueError, match="Axes must"):
+        LayerAxes(letters, (3, 4, 5, 6)[: max(3, len(letters))])
 
 
-def test_each_axis_is_said_in_words():
-    assert Axes("TCYX", (40, 3, 64, 48)).in_words().splitlines() == [
+def test_each_axis_is_described():
+    assert LayerAxes("TCYX", (40, 3, 64, 48)).describe().splitlines() == [
         "T: 40 time points, each denoised on its own",
         "C: 3 channels, each denoised on its own",
         "YX: planes of 64 x 48 pixels",
     ]
-    assert Axes("TXY", (2, 64, 48)).in_words().splitlines()[-1] == "XY: planes of 64 x 48 pixels"
-    assert "alpha left alone" in Axes("YXS", (5, 6, 4)).in_words()
+    assert (
+        LayerAxes("TXY", (2, 64, 48)).describe().splitlines()[-1] == "XY: planes of 64 x 48 pixels"
+    )
+    assert "alpha unchanged" in LayerAxes("YXS", (5, 6, 4)).describe()
 
 
 def test_a_lazy_array_is_computed_a_plane_at_a_time():
@@ -95,7 +103,11 @@ def test_a_lazy_array_is_computed_a_plane_at_a_time():
         return block
 
     pixels = np.arange(3 * 40 * 50).reshape(3, 40, 50)
-    lazy = readable(da.from_array(pixels, chunks=(1, 40, 50)).map_blocks(count, dtype=pixels.dtype, meta=np.empty((0, 0, 0), int)))
+    lazy = readable(
+        da.from_array(pixels, chunks=(1, 40, 50)).map_blocks(
+            count, dtype=pixels.dtype, meta=np.empty((0, 0, 0), int)
+        )
+    )
     assert isinstance(lazy, LazyArray)
     assert lazy.shape == (3, 40, 50)
     assert lazy.chunks == (1, 40, 50)

@@ -10,11 +10,24 @@ import yaml
 from npe2 import PluginManifest
 
 ROOT = Path(__file__).resolve().parents[2]
-MENUS = {"visualize", "annotate", "data", "metadata", "layer_type", "filter", "transform", "measure", "register", "project"}
+MENUS = {
+    "visualize",
+    "annotate",
+    "data",
+    "metadata",
+    "layer_type",
+    "filter",
+    "transform",
+    "measure",
+    "register",
+    "project",
+}
 
 
 def test_the_manifest_at_the_root_is_that_of_the_package():
-    assert (ROOT / "napari.yaml").read_text("utf-8") == (ROOT / "napari_dnresnet" / "napari.yaml").read_text("utf-8")
+    assert (ROOT / "napari.yaml").read_text("utf-8") == (
+        ROOT / "napari_dnresnet" / "napari.yaml"
+    ).read_text("utf-8")
 
 
 def test_it_is_valid_and_all_it_names_can_be_imported():
@@ -25,12 +38,17 @@ def test_it_is_valid_and_all_it_names_can_be_imported():
 
 def test_napari_knows_the_menus():
     """It drops others without a word."""
-    contributions = yaml.safe_load((ROOT / "napari_dnresnet" / "napari.yaml").read_text("utf-8"))["contributions"]
+    contributions = yaml.safe_load((ROOT / "napari_dnresnet" / "napari.yaml").read_text("utf-8"))[
+        "contributions"
+    ]
     for menu in contributions["menus"]:
         assert menu.removeprefix("napari/layers/") in MENUS
     commands = {command["id"] for command in contributions["commands"]}
     used = [item["command"] for kind in ("widgets", "sample_data") for item in contributions[kind]]
-    assert {*used, *(item["command"] for items in contributions["menus"].values() for item in items)} == commands
+    assert {
+        *used,
+        *(item["command"] for items in contributions["menus"].values() for item in items),
+    } == commands
 
 
 def test_the_plugin_is_found_without_loading_it():
@@ -43,7 +61,13 @@ def test_the_plugin_is_found_without_loading_it():
         for heavy in ("torch", "openvino", "dn_core", "napari_dnresnet.denoise", "napari"):
             assert heavy not in sys.modules, heavy
     """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
 
 
@@ -53,7 +77,13 @@ def test_the_modules_of_the_widgets_load_no_torch():
         import napari_dnresnet.denoise, napari_dnresnet.train, napari_dnresnet.models
         assert "torch" not in sys.modules and "openvino" not in sys.modules
     """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
 
 

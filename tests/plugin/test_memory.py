@@ -22,7 +22,11 @@ def megabytes() -> float:
 def own_objects() -> list[str]:
     gc.collect()
     modules = ((type(thing).__module__, type(thing).__qualname__) for thing in gc.get_objects())
-    return [name for module, name in modules if str(module).startswith("napari_dnresnet") and name not in EVER]
+    return [
+        name
+        for module, name in modules
+        if str(module).startswith("napari_dnresnet") and name not in EVER
+    ]
 
 
 def noise(side: int) -> Any:
@@ -46,9 +50,9 @@ def test_a_hundred_runs_leave_nothing(own_settings, make_napari_viewer, wait, qt
 
     def run() -> None:
         widget.run.clicked.emit(True)
-        wait(lambda: widget.job is None)
+        wait(lambda: widget.task is None)
         result = widget.result
-        kept.extend(map(weakref.ref, (result, result.whole, result.layer)))
+        kept.extend(map(weakref.ref, (result, result.denoised, result.layer)))
         viewer.layers.remove(result.layer)
         qtbot.wait(5)
 
@@ -75,11 +79,13 @@ def test_thirty_viewers_leave_nothing(own_settings, make_napari_viewer, wait, qt
     def open_and_close(names: tuple[str, ...]) -> None:
         viewer = make_napari_viewer()
         layer = viewer.add_image(noise(64), name="image")
-        widgets = [viewer.window.add_plugin_dock_widget("napari-dnresnet", name)[1] for name in names]
+        widgets = [
+            viewer.window.add_plugin_dock_widget("napari-dnresnet", name)[1] for name in names
+        ]
         if widgets:
             widgets[0].run.clicked.emit(True)
-            wait(lambda: widgets[0].job is None)
-            kept.append(weakref.ref(widgets[0].result.whole))
+            wait(lambda: widgets[0].task is None)
+            kept.append(weakref.ref(widgets[0].result.denoised))
         else:
             viewer.add_image(noise(64), name="as a result")
         kept.extend(map(weakref.ref, (viewer, layer, layer.data)))
@@ -89,7 +95,9 @@ def test_thirty_viewers_leave_nothing(own_settings, make_napari_viewer, wait, qt
     for _ in range(5):
         open_and_close(NAMES)
     threads = threading.active_count()
-    by_napari = growth(lambda: open_and_close(()), 15)  # napari itself does not give back all of a viewer
+    by_napari = growth(
+        lambda: open_and_close(()), 15
+    )  # napari itself does not give back all of a viewer
     ours = growth(lambda: open_and_close(NAMES), 25)
     print(f"megabytes a viewer: {by_napari:.2f} by napari alone, {ours:.2f} with our docks")
     assert own_objects() == before

@@ -1,4 +1,4 @@
-"""What an image's file lacks is told in the window."""
+"""What an image's file lacks is reported in the window."""
 
 import numpy as np
 import pytest
@@ -22,9 +22,14 @@ def sparse_tiff(path):
     """A TIFF without its last tile, as programs write it that leave black ones out."""
     tiles = (PIXELS[y : y + 32, x : x + 32] for y in range(0, 60, 32) for x in range(0, 80, 32))
     padded = (np.pad(tile, ((0, 32 - tile.shape[0]), (0, 32 - tile.shape[1]))) for tile in tiles)
-    tifffile.imwrite(path, padded, shape=PIXELS.shape, dtype="u2", tile=(32, 32), photometric="minisblack")
+    tifffile.imwrite(
+        path, padded, shape=PIXELS.shape, dtype="u2", tile=(32, 32), photometric="minisblack"
+    )
     with tifffile.TiffFile(path) as tif:
-        places = [(tif.pages[0].tags[code].valueoffset, {3: 2, 4: 4}[int(tif.pages[0].tags[code].dtype)]) for code in (324, 325)]
+        places = [
+            (tif.pages[0].tags[code].valueoffset, {3: 2, 4: 4}[int(tif.pages[0].tags[code].dtype)])
+            for code in (324, 325)
+        ]
     content = bytearray(path.read_bytes())
     for place, width in places:
         content[place + 5 * width : place + 6 * width] = bytes(width)
@@ -32,7 +37,7 @@ def sparse_tiff(path):
 
 
 @pytest.mark.parametrize("kind", ["array", "opened zarr", "opened TIFF"])
-def test_what_was_missing_is_told_with_the_result(viewer, open_widget, wait, tmp_path, kind):
+def test_what_was_missing_is_reported_with_the_result(viewer, open_widget, wait, tmp_path, kind):
     array = saved(tmp_path / "a.zarr")
     if kind == "array":
         viewer.add_image(array, contrast_limits=(0, 500))
@@ -44,15 +49,15 @@ def test_what_was_missing_is_told_with_the_result(viewer, open_widget, wait, tmp
     pixels = np.asarray(viewer.layers[0].data)
     widget = open_widget(NAME)
     widget.run.clicked.emit(True)
-    wait(lambda: widget.job is None)
-    told = "1 of 6 tiles (17%)" if kind == "opened TIFF" else "1 of 12 chunks (8%)"
-    assert widget.status.value.endswith(f"{told} are missing and were read as 0.")
+    wait(lambda: widget.task is None)
+    reported = "1 of 6 tiles (17%)" if kind == "opened TIFF" else "1 of 12 chunks (8%)"
+    assert widget.status.value.endswith(f"{reported} are missing and were read as 0.")
     np.testing.assert_array_equal(np.asarray(viewer.layers[-1].data), dn_core.denoise(pixels))
 
 
-def test_nothing_is_told_where_all_is_there(viewer, open_widget, wait):
+def test_nothing_is_reported_where_all_is_there(viewer, open_widget, wait):
     viewer.add_image(PIXELS)
     widget = open_widget(NAME)
     widget.run.clicked.emit(True)
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     assert widget.status.value.endswith("megapixels per second.")

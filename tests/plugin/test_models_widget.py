@@ -1,4 +1,4 @@
-"""The dock widget "Denoising models", with a real registry in a folder and behind a real web server."""
+"""The dock widget "Denoising models", with a real registry in a folder and on a web server."""
 
 import hashlib
 import http.server
@@ -21,17 +21,30 @@ NAME = "Denoising models"
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Path:
-    """A registry in a folder, with one model that is not bundled: a bundled one under another name, its last layer scaled."""
+    """A registry in a folder with one model: a bundled one, its last layer scaled."""
     folder = tmp_path / "lab"
     folder.mkdir()
     checkpoint = load_checkpoint(registry.resolve("dn-resnet-13"))
-    weights = {**checkpoint.weights, "last.weight": checkpoint.weights["last.weight"] * np.float32(0.5)}
-    card = type(checkpoint.card)(**{**vars_of(checkpoint.card), "name": "lab-half", "description": "half of the change"})
+    weights = {
+        **checkpoint.weights,
+        "last.weight": checkpoint.weights["last.weight"] * np.float32(0.5),
+    }
+    card = type(checkpoint.card)(
+        **{**vars_of(checkpoint.card), "name": "lab-half", "description": "half of the change"}
+    )
     path = folder / "lab-half-1.safetensors"
     save_checkpoint(path, type(checkpoint)(checkpoint.config, weights, card))
     content = path.read_bytes()
-    model = {"name": "lab-half", "version": 1, "file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    (folder / "index.json").write_text(json.dumps({"format": 1, "sequence": 1, "models": [{**model, "noise": "the lab's"}]}))
+    model = {
+        "name": "lab-half",
+        "version": 1,
+        "file": path.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+    }
+    (folder / "index.json").write_text(
+        json.dumps({"format": 2, "sequence": 1, "models": [{**model, "noise": "the lab's"}]})
+    )
     return folder
 
 
@@ -52,15 +65,18 @@ def web(lab: Path) -> Iterator[str]:
 
 
 def rows(widget: Any) -> list[tuple[str, str]]:
-    return [(widget.table.item(row, 0).text(), widget.table.item(row, 3).text()) for row in range(widget.table.rowCount())]
+    return [
+        (widget.table.item(row, 0).text(), widget.table.item(row, 3).text())
+        for row in range(widget.table.rowCount())
+    ]
 
 
-def test_what_comes_with_it_is_listed_with_its_cards(open_widget):
+def test_bundled_models_are_listed_with_their_cards(open_widget):
     widget = open_widget(NAME)
-    assert rows(widget)[0] == ("dn-fast (default)", "comes with it")
+    assert rows(widget)[0] == ("dn-fast (default)", "bundled")
     widget.choose("dn-resnet-13")
     assert "13 layers" in widget.card.value
-    assert "Licence: BSD-3-Clause" in widget.card.value
+    assert "License: BSD-3-Clause" in widget.card.value
     assert not widget.delete.enabled
 
 
@@ -68,19 +84,19 @@ def test_what_comes_with_it_is_listed_with_its_cards(open_widget):
 def test_a_model_is_downloaded_used_and_deleted(viewer, open_widget, wait, lab, web, where):
     widget, denoise = open_widget(NAME), open_widget("Denoise layer")
     widget.registry.value = str(lab) if where == "folder" else web
-    widget.look.clicked.emit(True)
-    wait(lambda: widget.job is None)
+    widget.list.clicked.emit(True)
+    wait(lambda: widget.task is None)
     assert ("lab-half", "to download") in rows(widget), widget.status.value
     widget.choose("lab-half")
     widget.download.clicked.emit(True)
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     assert ("lab-half", "downloaded") in rows(widget), widget.status.value
     assert "lab-half" in denoise.model.choices
     image = np.random.default_rng(0).integers(0, 255, (40, 40)).astype(np.uint8)
     viewer.add_image(image, name="image")
     denoise.model.value = "lab-half"
     denoise.run.clicked.emit(True)
-    wait(lambda: denoise.job is None)
+    wait(lambda: denoise.task is None)
     assert np.array_equal(viewer.layers["image denoised"].data, dn_core.denoise(image, "lab-half"))
     widget.delete.clicked.emit(True)
     assert "lab-half" not in dn_core.model_names()
@@ -94,11 +110,11 @@ def test_a_wrong_file_is_refused_and_nothing_stays(open_widget, wait, lab, web, 
     path.write_bytes(content)
     widget = open_widget(NAME)
     widget.registry.value = web
-    widget.look.clicked.emit(True)
-    wait(lambda: widget.job is None)
+    widget.list.clicked.emit(True)
+    wait(lambda: widget.task is None)
     widget.choose("lab-half")
     widget.download.clicked.emit(True)
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     assert "sha256" in widget.status.value
     assert "lab-half" not in dn_core.model_names()
     assert not list((own_settings / "models").glob("*.safetensors"))
@@ -108,12 +124,12 @@ def test_a_registry_that_is_not_there_is_explained(open_widget, wait, tmp_path):
     widget = open_widget(NAME)
     for address in (str(tmp_path / "nothing"), "http://127.0.0.1:9"):
         widget.registry.value = address
-        widget.look.clicked.emit(True)
-        wait(lambda: widget.job is None)
+        widget.list.clicked.emit(True)
+        wait(lambda: widget.task is None)
         assert address.rpartition("/")[2] in widget.status.value
     widget.registry.value = ""
-    widget.look.clicked.emit(True)
-    assert "No registry is named" in widget.status.value
+    widget.list.clicked.emit(True)
+    assert "Enter a registry above" in widget.status.value
 
 
 def test_an_own_file_is_added_and_refused_when_it_is_none(open_widget, tmp_path, lab):
@@ -140,20 +156,27 @@ def test_the_registry_is_remembered_in_the_preferences(open_widget, wait, lab):
 
     widget = open_widget(NAME)
     widget.registry.value = str(lab)
-    widget.look.clicked.emit(True)
-    wait(lambda: widget.job is None)
+    widget.list.clicked.emit(True)
+    wait(lambda: widget.task is None)
     assert preferences().registry == str(lab)
 
 
 def test_a_card_says_how_fast_its_model_is(viewer, open_widget, wait):
     widget, denoise = open_widget(NAME), open_widget("Denoise layer")
     widget.choose("dn-fast")
-    assert f"{registry.load('dn-fast').config.macs_per_pixel:,.0f} multiplications per pixel" in widget.card.value
-    for side, told in ((64, False), (1024, True)):
-        viewer.add_image(np.random.default_rng(0).integers(0, 255, (side, side)).astype(np.uint8), name="image")
+    assert (
+        f"{registry.load('dn-fast').config.macs_per_pixel:,.0f} multiplications per pixel"
+        in widget.card.value
+    )
+    for side, counted in ((64, False), (1024, True)):
+        viewer.add_image(
+            np.random.default_rng(0).integers(0, 255, (side, side)).astype(np.uint8), name="image"
+        )
         denoise.run.clicked.emit(True)
-        wait(lambda: denoise.job is None)
-        assert ("megapixels per second here (last run: 1.05 megapixels, " in widget.card.value) == told, "a small run is mostly its start"
+        wait(lambda: denoise.task is None)
+        assert (
+            "megapixels per second here (last run: 1.05 megapixels, " in widget.card.value
+        ) == counted, "a small run is mostly its start"
     widget.choose("dn-resnet-13")
     assert "149,344 multiplications per pixel" in widget.card.value
     assert "here" not in widget.card.value
@@ -166,7 +189,7 @@ def test_settings_are_kept_and_used(viewer, open_widget, own_settings, lab):
     widget.device.value, widget.preview.value = "cpu", 128
     general = get_plugin_settings("napari-dnresnet").general
     assert (general.device, general.preview) == ("cpu", 128)
-    assert denoise.options()["device"] == "cpu"
+    assert denoise.denoise_options()["device"] == "cpu"
     usual = registry.models_folder()
     widget.folder.value = str(own_settings / "shared models")
     widget.folder.native.editingFinished.emit()

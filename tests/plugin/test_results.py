@@ -1,4 +1,4 @@
-"""Results belong to their layers: whichever is selected, whatever became of the dock, of the source and of copies."""
+"""Results belong to their layers: the selected one, without their dock or source, and copies."""
 
 import gc
 import warnings
@@ -11,7 +11,7 @@ from napari.layers import Image
 from napari.layers._layer_actions import _duplicate_layer
 
 import dn_core
-from napari_dnresnet import results as module
+from napari_dnresnet import request
 from napari_dnresnet.results import METADATA, results
 
 NAME = "Denoise layer"
@@ -22,7 +22,11 @@ pytestmark = pytest.mark.screen(False)
 def picture(shape: tuple[int, ...] = (40, 50), seed: int = 0) -> Any:
     rows, columns = np.mgrid[: shape[-2], : shape[-1]]
     noise = np.random.default_rng(seed).normal(0, 15, shape)
-    return np.rint(120 + 60 * np.sin(rows / 9) * np.cos(columns / 7) + noise).clip(0, 255).astype(np.uint16)
+    return (
+        np.rint(120 + 60 * np.sin(rows / 9) * np.cos(columns / 7) + noise)
+        .clip(0, 255)
+        .astype(np.uint16)
+    )
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def denoise(wait):
     def denoised(widget: Any) -> Any:
         before = list(widget.viewer.layers)
         widget.run.clicked.emit(True)
-        wait(lambda: widget.job is None)
+        wait(lambda: widget.task is None)
         wait(lambda: widget.result is None or not widget.result.busy)
         return next((layer for layer in widget.viewer.layers if layer not in before), None)
 
@@ -55,7 +59,9 @@ def move_amount(widget: Any, amount: float, wait: Any) -> None:
     wait(lambda: not widget.result.busy)
 
 
-def test_hot_pixels_are_told_by_the_run_and_not_by_each_preview(viewer, open_widget, wait, denoise):
+def test_hot_pixels_are_reported_by_the_run_and_not_by_each_preview(
+    viewer, open_widget, wait, denoise
+):
     image = picture((64, 80))
     image[20, 30] = 60000
     viewer.add_image(image, name="image")
@@ -76,13 +82,13 @@ def test_amount_acts_on_the_selected_result_of_one_source(viewer, open_widget, w
     widget.model.value = "dn-resnet-13"
     second = denoise(widget)
     select(viewer, first)
-    assert widget.about.value == "Result: image denoised, of image with dn-fast"
+    assert widget.description.value == "Result: image denoised, of image with dn-fast"
     move_amount(widget, 0.25, wait)
     assert np.array_equal(first.data, dn_core.denoise(image, amount=0.25))
     assert np.array_equal(second.data, dn_core.denoise(image, model="dn-resnet-13"))
     select(viewer, second)
     assert widget.amount.value == 1
-    assert widget.about.value == "Result: image denoised [1], of image with dn-resnet-13"
+    assert widget.description.value == "Result: image denoised [1], of image with dn-resnet-13"
     assert widget.status.value.startswith("dn-resnet-13 on ")
     assert "dn-resnet-13" in widget.code("python")
     select(viewer, first)
@@ -101,7 +107,9 @@ def test_residual_and_removal_are_of_the_selected_result(viewer, open_widget, de
         select(viewer, layers[name])
         done[name] = denoise(widget)
     select(viewer, done["a"])
-    assert widget.layer.value is layers["a"], "what is denoised next is the source of the selected result"
+    assert widget.layer.value is layers["a"], (
+        "what is denoised next is the source of the selected result"
+    )
     widget.residual.clicked.emit(True)
     residual = viewer.layers["a residual"]
     assert np.array_equal(residual.data, images["a"].astype("f4") - done["a"].data.astype("f4"))
@@ -117,7 +125,9 @@ def test_residual_and_removal_are_of_the_selected_result(viewer, open_widget, de
     assert not widget.undo.enabled
 
 
-def test_without_a_selected_result_it_is_the_latest_of_the_chosen_layer(viewer, open_widget, wait, denoise):
+def test_without_a_selected_result_it_is_the_latest_of_the_chosen_layer(
+    viewer, open_widget, wait, denoise
+):
     image = picture()
     viewer.add_image(image, name="image")
     widget = open_widget(NAME)
@@ -128,7 +138,9 @@ def test_without_a_selected_result_it_is_the_latest_of_the_chosen_layer(viewer, 
     assert np.array_equal(second.data, dn_core.denoise(image, amount=0.5))
 
 
-def test_what_is_chosen_in_the_widget_is_not_overruled_by_the_selection(viewer, open_widget, denoise):
+def test_what_is_chosen_in_the_widget_is_not_overruled_by_the_selection(
+    viewer, open_widget, denoise
+):
     layers = [viewer.add_image(picture(seed=seed), name=name) for seed, name in enumerate("ab")]
     widget = open_widget(NAME)
     result = denoise(widget)
@@ -144,14 +156,18 @@ def test_comparing_is_with_the_source_of_the_selected_result(viewer, open_widget
     first, second = denoise(widget), denoise(widget)
     select(viewer, first)
     widget.before.native.pressed.emit()
-    assert [shown.visible for shown in (layer, first, second)] == [True, False, False], "the other one would cover the original"
+    assert [shown.visible for shown in (layer, first, second)] == [True, False, False], (
+        "the other one would cover the original"
+    )
     widget.before.native.released.emit()
     assert [shown.visible for shown in (layer, first, second)] == [True, True, True]
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_a_dock_opened_again_finds_its_results(large, viewer, open_widget, wait, denoise, monkeypatch):
-    monkeypatch.setattr(module, "LARGE_BYTES", 0 if large else 2**30)
+def test_a_dock_opened_again_finds_its_results(
+    large, viewer, open_widget, wait, denoise, monkeypatch
+):
+    monkeypatch.setattr(request, "LARGE_BYTES", 0 if large else 2**30)
     image = picture((3, 40, 50))
     layer = viewer.add_image(image, name="image")
     widget = open_widget(NAME)
@@ -163,15 +179,20 @@ def test_a_dock_opened_again_finds_its_results(large, viewer, open_widget, wait,
     result.name = "mine"
     again = open_widget(NAME)
     assert again is not widget
-    assert again.about.value == "Result: mine, of renamed with dn-resnet-13"
+    assert again.description.value == "Result: mine, of renamed with dn-resnet-13"
     assert again.amount.value == 0.5
     assert again.layer.value is layer
     for amount in (0.25, 1.0):
         move_amount(again, amount, wait)
-        assert np.array_equal(np.asarray(result.data), dn_core.denoise(image, model="dn-resnet-13", amount=amount))
+        assert np.array_equal(
+            np.asarray(result.data), dn_core.denoise(image, model="dn-resnet-13", amount=amount)
+        )
     assert "layers['renamed']" in again.code("python")
     again.residual.clicked.emit(True)
-    assert np.array_equal(np.asarray(viewer.layers["image residual"].data), image.astype("f4") - np.asarray(result.data).astype("f4"))
+    assert np.array_equal(
+        np.asarray(viewer.layers["image residual"].data),
+        image.astype("f4") - np.asarray(result.data).astype("f4"),
+    )
 
 
 def test_two_docks_show_the_same_results(viewer, open_widget, wait, denoise):
@@ -183,7 +204,7 @@ def test_two_docks_show_the_same_results(viewer, open_widget, wait, denoise):
     second = DenoiseWidget(viewer)
     viewer.window.add_dock_widget(second, name="second")
     result = denoise(first)
-    assert second.about.value == first.about.value != ""
+    assert second.description.value == first.description.value != ""
     move_amount(second, 0.5, wait)
     assert first.amount.value == 0.5
     move_amount(first, 0.25, wait)
@@ -192,8 +213,10 @@ def test_two_docks_show_the_same_results(viewer, open_widget, wait, denoise):
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_a_copy_of_a_result_has_an_amount_of_its_own(large, viewer, open_widget, wait, denoise, monkeypatch):
-    monkeypatch.setattr(module, "LARGE_BYTES", 0 if large else 2**30)
+def test_a_copy_of_a_result_has_an_amount_of_its_own(
+    large, viewer, open_widget, wait, denoise, monkeypatch
+):
+    monkeypatch.setattr(request, "LARGE_BYTES", 0 if large else 2**30)
     image = picture((2, 40, 50))
     viewer.add_image(image, name="image")
     widget = open_widget(NAME)
@@ -201,7 +224,7 @@ def test_a_copy_of_a_result_has_an_amount_of_its_own(large, viewer, open_widget,
     move_amount(widget, 0.5, wait)
     copied = duplicate(viewer, result)
     select(viewer, copied)
-    assert widget.about.value.startswith("Result: image denoised copy, of image")
+    assert widget.description.value.startswith("Result: image denoised copy, of image")
     assert widget.amount.value == 0.5
     move_amount(widget, 0.25, wait)
     assert np.array_equal(np.asarray(result.data), dn_core.denoise(image, amount=0.5))
@@ -247,7 +270,7 @@ def test_what_was_saved_and_opened_again_is_no_result(viewer, open_widget, denoi
     select(viewer, opened)
     assert results.of(opened) is None
     assert widget.layer.value is opened
-    assert widget.about.value == ""
+    assert widget.description.value == ""
 
 
 def test_a_result_lives_as_long_as_its_layer(viewer, open_widget, denoise, qtbot):
@@ -256,7 +279,7 @@ def test_a_result_lives_as_long_as_its_layer(viewer, open_widget, denoise, qtbot
     denoise(widget)
     viewer.window.remove_dock_widget(widget.native)
     (result,) = results.within(viewer)
-    kept = [weakref.ref(result), weakref.ref(result.whole)]
+    kept = [weakref.ref(result), weakref.ref(result.denoised)]
     viewer.layers.remove(result.layer)
     del result
     qtbot.wait(10)
@@ -270,7 +293,7 @@ def test_a_layer_renamed_while_it_is_denoised_names_its_result(viewer, open_widg
     widget = open_widget(NAME)
     widget.run.clicked.emit(True)
     layer.name, layer.scale, layer.colormap = "cells", (1, 2, 3), "magenta"
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     result = viewer.layers["cells denoised"]
     assert tuple(result.scale) == (1, 2, 3)
     assert result.colormap.name == "magenta"
@@ -279,23 +302,23 @@ def test_a_layer_renamed_while_it_is_denoised_names_its_result(viewer, open_widg
     assert "layers['nuclei']" in widget.code("python")
 
 
-def test_a_layer_with_other_pixels_when_it_is_done_is_told(viewer, open_widget, wait):
+def test_a_layer_with_other_pixels_when_it_is_done_is_reported(viewer, open_widget, wait):
     image, other = picture((20, 64, 64)), picture((20, 64, 64), seed=1)
     layer = viewer.add_image(image, name="image", blending="additive")
     widget = open_widget(NAME)
     widget.run.clicked.emit(True)
     layer.data = other
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     result = viewer.layers["image denoised"]
-    assert "The layer image has other pixels now" in widget.status.value
+    assert "The layer image has changed since" in widget.status.value
     assert np.array_equal(result.data, dn_core.denoise(image))
     assert layer.visible, "it is another image, and stays"
-    assert widget.code("python").startswith("# the layer 'image' has other pixels now")
+    assert widget.code("python").startswith("# the layer 'image' has changed since")
     move_amount(widget, 0.5, wait)
     assert np.array_equal(result.data, dn_core.denoise(image, amount=0.5))
 
 
-def test_a_layer_that_is_gone_when_it_is_done_is_told(viewer, open_widget, wait):
+def test_a_layer_that_is_gone_when_it_is_done_is_reported(viewer, open_widget, wait):
     image = picture((20, 64, 64))
     layer = viewer.add_image(image, name="image")
     viewer.add_image(picture(), name="other")
@@ -303,17 +326,19 @@ def test_a_layer_that_is_gone_when_it_is_done_is_told(viewer, open_widget, wait)
     widget = open_widget(NAME)
     widget.run.clicked.emit(True)
     viewer.layers.remove(layer)
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     result = viewer.layers["image denoised"]
     assert "The layer image is gone" in widget.status.value
     select(viewer, result)
-    assert widget.about.value.startswith("Result: image denoised, of image")
+    assert widget.description.value.startswith("Result: image denoised, of image")
     move_amount(widget, 0.5, wait)
     assert np.array_equal(result.data, dn_core.denoise(image, amount=0.5))
     assert widget.code("python").startswith("# the layer 'image' is gone")
 
 
-def test_a_run_that_ends_while_another_layer_is_looked_at_leaves_that_alone(viewer, open_widget, wait, denoise):
+def test_a_run_that_ends_while_another_layer_is_looked_at_leaves_that_alone(
+    viewer, open_widget, wait, denoise
+):
     first, second = picture((20, 64, 64)), picture(seed=1)
     layers = [viewer.add_image(image, name=name) for image, name in ((first, "a"), (second, "b"))]
     widget = open_widget(NAME)
@@ -324,7 +349,7 @@ def test_a_run_that_ends_while_another_layer_is_looked_at_leaves_that_alone(view
     widget.run.clicked.emit(True)
     select(viewer, of_second)
     assert widget.amount.value == 0.25
-    wait(lambda: widget.job is None)
+    wait(lambda: widget.task is None)
     assert viewer.layers.selection.active is of_second
     assert widget.layer.value is layers[1]
     assert widget.amount.value == 0.25
@@ -339,16 +364,16 @@ def test_typed_axes_are_each_layers_own(viewer, open_widget):
     second = viewer.add_image(picture((3, 40, 50)), name="b")
     widget = open_widget(NAME)
     select(viewer, first)
-    widget.axes.value = "CYX"
+    widget.axes.letters.value = "CYX"
     select(viewer, second)
-    assert widget.axes.value == "ZYX"
+    assert widget.axes.letters.value == "ZYX"
     select(viewer, first)
-    assert widget.axes.value == "CYX"
+    assert widget.axes.letters.value == "CYX"
     first.data = picture((2, 3, 40, 50))
-    assert widget.axes.value == "TZYX", "what was typed does not fit any more"
+    assert widget.axes.letters.value == "TZYX", "what was typed does not fit any more"
     first.axis_labels = ("time", "channel", "y", "x")
-    assert widget.axes.value == "TCYX"
-    assert "T: 2 time points" in widget.words.value
+    assert widget.axes.letters.value == "TCYX"
+    assert "T: 2 time points" in widget.axes.description.value
 
 
 def test_a_copy_of_a_preview_is_an_image(viewer, open_widget, wait):

@@ -1,4 +1,4 @@
-"""Layers in different units, which napari shows in one: preview, amount and results are where the layer is."""
+"""Layers in different units: preview, amount and results are where the layer is."""
 
 import itertools
 from typing import Any
@@ -8,7 +8,8 @@ import pytest
 from napari.components import ViewerModel
 
 import dn_core
-from napari_dnresnet.layers import Axes, shown_plane, visible_region
+from napari_dnresnet.axes import LayerAxes
+from napari_dnresnet.view import shown_plane, visible_region
 
 NAME = "Denoise layer"
 
@@ -61,7 +62,7 @@ def test_results_stay_where_the_layer_is(viewer, micrometres, nanometres, open_w
     for layer, plane in ((micrometres, 3), (nanometres, 6)):
         viewer.layers.selection.active = layer
         widget.run.clicked.emit(True)
-        wait(lambda: widget.job is None)
+        wait(lambda: widget.task is None)
         result = viewer.layers[f"{layer.name} denoised"]
         assert result.units == layer.units
         assert np.array_equal(result.extent.world, layer.extent.world)
@@ -72,18 +73,27 @@ def test_results_stay_where_the_layer_is(viewer, micrometres, nanometres, open_w
         assert np.array_equal(on_screen(result), result.data[plane])
 
 
-@pytest.mark.parametrize("names", [("um", "nm"), ("nm", "um"), ("mm", "um"), ("um", "pixel"), ("pixel", "um")])
+@pytest.mark.parametrize(
+    "names", [("um", "nm"), ("nm", "um"), ("mm", "um"), ("um", "pixel"), ("pixel", "um")]
+)
 @pytest.mark.parametrize("scale", [0.3, 1, 7])
 def test_the_shown_plane_is_naparis(names, scale):
-    """The other layers have planes at a half and at a third of the first one's, so that some lie just between."""
+    """Other layers have planes at a half and a third of the first one's: some lie just between."""
     viewer = ViewerModel()
-    layers = [viewer.add_image(stack(9, side=8), scale=(scale, 1, 1), units=(names[0], "pixel", "pixel"))]
+    layers = [
+        viewer.add_image(stack(9, side=8), scale=(scale, 1, 1), units=(names[0], "pixel", "pixel"))
+    ]
     per_unit = {"um": 1.0, "nm": 1e-3, "mm": 1e3}
     ratio = per_unit.get(names[0], 1) / per_unit.get(names[1], 1) if "pixel" not in names else 1
     layers += [
-        viewer.add_image(stack(20, side=8), scale=(scale * ratio / part, 1, 1), units=(names[1], "pixel", "pixel")) for part in (2, 3)
+        viewer.add_image(
+            stack(20, side=8),
+            scale=(scale * ratio / part, 1, 1),
+            units=(names[1], "pixel", "pixel"),
+        )
+        for part in (2, 3)
     ]
-    axes = [Axes("ZYX", layer.data.shape) for layer in layers]
+    axes = [LayerAxes("ZYX", layer.data.shape) for layer in layers]
     seen = set()
     for step in range(int(viewer.dims.nsteps[0])):
         viewer.dims.set_current_step(0, step)
@@ -97,10 +107,12 @@ def test_the_shown_plane_is_naparis(names, scale):
 
 @pytest.mark.screen(True)
 def test_the_preview_is_of_the_part_on_screen(viewer, micrometres, open_widget, wait, qtbot):
-    from napari_dnresnet.layers import camera
+    from napari_dnresnet.view import camera
 
-    large = viewer.add_image(stack(2, side=512), name="large", scale=(1, 0.1, 0.1), units=("um",) * 3)
-    axes = Axes("ZYX", large.data.shape)
+    large = viewer.add_image(
+        stack(2, side=512), name="large", scale=(1, 0.1, 0.1), units=("um",) * 3
+    )
+    axes = LayerAxes("ZYX", large.data.shape)
     view = camera(viewer)
     regions = {}
     for units in ("um", "nm"):

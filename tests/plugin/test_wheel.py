@@ -25,16 +25,41 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_what_it_needs_and_no_more(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("napari_dnresnet/napari.yaml", "dn_core/models/index.json", "dn_core/models/dn-fast.safetensors", "dn_core/py.typed"):
+    for wanted in (
+        "napari_dnresnet/napari.yaml",
+        "dn_core/models/index.json",
+        "dn_core/models/dn-fast.safetensors",
+        "dn_core/__init__.pyi",
+        "dn_core/models/__init__.pyi",
+        "dn_core/noise/__init__.pyi",
+        "dn_core/paper/paper.json",
+        "dn_core/paper/recipes/paper-blind.toml",
+        "dn_core/training/__init__.pyi",
+        "dn_core/training/recipes/dn-fast.toml",
+        "dn_core/py.typed",
+    ):
         assert wanted in names
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dn_core", "napari_dnresnet"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+        "dn_core",
+        "napari_dnresnet",
+    }
     assert wheel.stat().st_size < MOST_BYTES
 
 
 @pytest.mark.slow
 def test_what_is_installed_from_it_works(wheel, tmp_path):
     place = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(place), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(place),
+        str(wheel),
+    ]
     ended = subprocess.run(install, capture_output=True, text=True, timeout=300, check=False)
     if ended.returncode and "No module named pip" in ended.stderr:
         pytest.skip("there is no pip in this environment")
@@ -46,6 +71,14 @@ def test_what_is_installed_from_it_works(wheel, tmp_path):
         "NAPARI_CONFIG": str(tmp_path / "settings.yaml"),
     }
     script = [sys.executable, str(Path(__file__).with_name("installed.py")), str(place)]
-    ended = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path, env=variables)
+    ended = subprocess.run(
+        script,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=tmp_path,
+        env=variables,
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "installed, found, denoised" in ended.stdout

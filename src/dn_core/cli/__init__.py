@@ -1,7 +1,8 @@
-"""``dn-resnet``: the command line. Thin: it parses, draws bars and says what went wrong.
+"""The command line, ``dn-resnet``: it parses options, draws progress bars and reports errors.
 
-Exit codes: 0 all done, 1 some inputs failed (they are named), 2 wrong usage, 130 Ctrl-C, 143 SIGTERM or the end of standard input with
-``--control``, 129 SIGHUP. A reader of the output that goes away, as ``head`` does, is no failure.
+Exit codes: 0 all done, 1 some inputs failed (they are named), 2 wrong usage, 130 Ctrl-C, 143
+SIGTERM or the end of standard input with ``--control``, 129 SIGHUP. A closed output pipe, as with
+``head``, is not an error.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ app.command()(train.finetune)
 app.command()(evaluate.evaluate)
 app.add_typer(models.models_app)
 
-# The base of all complaints about usage; typer has its own copy of click in new versions and none in old ones.
+# The base class of usage errors; new versions of typer have their own copy of click, old ones not.
 _USAGE_ERROR: type[Any] = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
-    """Run the command line, with signals and pipes handled as a shell expects."""
+    """Run the command line; signals and closed pipes are handled as shells expect."""
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -46,7 +47,7 @@ def main() -> None:
     stop_on_signals()
     command = typer.main.get_command(app)
     try:
-        # Not command(): that turns Ctrl-C and closed pipes into codes of its own.
+        # Not command(), which turns Ctrl-C and closed pipes into other exit codes.
         with command.make_context("dn-resnet", sys.argv[1:]) as context:
             command.invoke(context)
         sys.stdout.flush()
@@ -64,5 +65,5 @@ def main() -> None:
         end_if_stopped()
         if "--debug" in sys.argv:
             raise
-        say(f"{type(error).__name__}: {sentence(error)} (--debug shows where)")
+        say(f"{type(error).__name__}: {sentence(error)} (--debug shows the traceback)")
         sys.exit(1)

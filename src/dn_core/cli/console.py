@@ -1,8 +1,9 @@
-"""What the commands share: messages, bars, and errors as one sentence."""
+"""Messages, progress bars and error reports of the commands."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -14,10 +15,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from dn_core.cli.signals import end_if_stopped
+from dn_core.errors import error_message
 
-__all__ = ["FAILURES", "ChannelAxis", "Debug", "bar", "explained", "open_closed_streams", "say", "sentence", "show_warning"]
+__all__ = [
+    "FAILURES",
+    "ChannelAxis",
+    "Debug",
+    "bar",
+    "explained",
+    "open_closed_streams",
+    "say",
+    "sentence",
+    "show_warning",
+]
 
-# What a bad file or a full machine raises; RuntimeError is how engines say that they cannot go on.
+# Errors of damaged files and full machines; engines raise RuntimeError when they fail.
 FAILURES = (ValueError, TypeError, OSError, MemoryError, RuntimeError, ArithmeticError, ImportError)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -29,7 +41,9 @@ def _channel_axis(text: str) -> str | int | None:
     try:
         return int(word)
     except ValueError:
-        raise typer.BadParameter(f"it is {text!r}; auto, none or the index of an axis is expected.") from None
+        raise typer.BadParameter(
+            f"it must be auto, none or the index of an axis, got {text!r}."
+        ) from None
 
 
 ChannelAxis = Annotated[
@@ -37,13 +51,14 @@ ChannelAxis = Annotated[
     typer.Option(
         parser=_channel_axis,
         metavar="auto|none|INDEX",
-        help="Axis of channels; none: the last two axes are planes; auto: as the file says, else a guess that is told.",
+        help="Axis of channels. none: every axis except the last two counts planes; auto: as the "
+        "file describes it, otherwise a guess that is reported.",
     ),
 ]
 
 
 class _Messages(Console):
-    """Messages on standard error. A reader who goes away does not end the work."""
+    """Messages on standard error; closing it does not end the work."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -53,9 +68,10 @@ _console = _Messages(stderr=True, highlight=False)
 
 
 def open_closed_streams() -> None:
-    """Have a standard stream that is closed (``>&-``; a program without a console) take all and give nothing.
+    """Connect closed standard streams (``>&-``, programs without a console) to the null device.
 
-    Otherwise the next file that is opened, perhaps the result, would be what the system takes for that stream.
+    Otherwise the next file that is opened, perhaps the result, would get the descriptor of that
+    stream.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -67,16 +83,23 @@ def open_closed_streams() -> None:
 
 @contextlib.contextmanager
 def bar(name: str) -> Iterator[Callable[[float, float], None]]:
-    """A progress bar with the time left on a terminal; nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
+    """A progress bar with the remaining time on a terminal; nothing elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=_console, transient=True, disable=not _console.is_terminal
+    ) as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager
 def explained(debug: bool) -> Iterator[None]:
-    """An error as one sentence and exit code 1 (2 for a wrong use) instead of a traceback."""
+    """Report an error as one sentence, with exit code 1, instead of a traceback."""
     try:
         yield
     except typer.Exit:
@@ -90,29 +113,56 @@ def explained(debug: bool) -> Iterator[None]:
 
 
 def sentence(error: BaseException | str) -> str:
-    """The message, on one line, with options named as they are here and not as arguments of functions."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    if isinstance(error, FileNotFoundError) and error.strerror and error.filename is None:  # of os.getcwd
-        return f"the working folder is gone ({error.strerror}). Change to one that is there, or give whole paths."
-    return _as_options(" ".join(str(error).split()) or type(error).__name__)
+    """The message of an error or a note, with arguments of functions as command-line options.
 
+    Parameters
+    ----------
+    error : BaseException or str
+        An exception, or a note of the library.
 
-def _as_options(text: str) -> str:
-    def option(found: re.Match[str]) -> str:
-        return f"--{found[1].replace('_', '-')} {found[3]}"
+    Returns
+    -------
+    str
+        One line.
 
-    text = re.sub(r"\b(nonfinite|missing|device|hot_pixels)=(['\"])([\w:]+)\2", option, text)
-    return re.sub(r"\bchannel_axis=(None|-?\d+)", lambda found: f"--channel-axis {found[1].lower()}", text)
+    Examples
+    --------
+    >>> sentence("Give channel_axis=None or hot_pixels='remove'.")
+    'Give --channel-axis none or --hot-pixels remove.'
+    """
+    if (
+        isinstance(error, FileNotFoundError)
+        and error.strerror == os.strerror(errno.ENOENT)
+        and error.filename is None
+    ):  # raised by os.getcwd
+        return (
+            f"the working folder no longer exists ({error.strerror}). Change to another folder, or "
+            "give absolute paths."
+        )
+    text = error if isinstance(error, str) else error_message(error)
+    text = re.sub(
+        r"\b(nonfinite|missing|device|hot_pixels)=(['\"])([\w:]+)\2",
+        lambda found: f"--{found[1].replace('_', '-')} {found[3]}",
+        " ".join(text.split()),
+    )
+    text = re.sub(
+        r"\ballow=\(([^)]*)\)",
+        lambda found: " ".join(f"--allow {name}" for name in re.findall(r"'([^']+)'", found[1])),
+        text,
+    ).replace("overwrite=True", "--overwrite")
+    text = re.sub(r"\bthe argument (\w+)", r"--\1", text)
+    return re.sub(
+        r"\bchannel_axis=(None|-?\d+)", lambda found: f"--channel-axis {found[1].lower()}", text
+    )
 
 
 def say(text: str) -> None:
-    """A message for the user; characters that cannot be printed do no harm."""
+    """Print a message for the user; unprintable characters are replaced."""
     with contextlib.suppress(BrokenPipeError):
         _console.print(text.encode("utf-8", "replace").decode(), markup=False, soft_wrap=True)
 
 
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A warning as a message, in place of `warnings.showwarning`."""
+    """Print a warning as a message, in place of `warnings.showwarning`."""
     if category is not DeprecationWarning:
-        say(f"warning: {_as_options(str(message))}")
+        say(f"warning: {sentence(str(message))}")

@@ -26,38 +26,65 @@ def models(
     context: typer.Context,
     debug: Debug = False,
 ) -> None:
-    """List the models there are; get, add and remove some."""
+    """List, download, add and remove models."""
     if context.invoked_subcommand is None:
         list_models(debug=debug)
 
 
 @models_app.command("list")
 def list_models(
-    address: Annotated[str | None, typer.Option("--registry", help="A folder or web address: list what it offers.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option("--registry", help="A folder, web address or object store: list its models."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     debug: Debug = False,
 ) -> None:
     """List the models on this machine, or those of a registry."""
-    from dn_core.models import registry, remote
+    from dn_core.models import registry
 
     with explained(debug):
-        listed = registry.entries() if address is None else remote.remote_entries(address)
+        if address is None:
+            listed = registry.entries()
+        else:
+            from dn_core.models.remote import remote_entries  # brings what downloads need
+
+            listed = remote_entries(address)
         if as_json:
-            typer.echo(json.dumps([dataclasses.asdict(entry) | {"location": entry.location} for entry in listed], indent=1))
+            typer.echo(
+                json.dumps(
+                    [dataclasses.asdict(entry) | {"location": entry.location} for entry in listed],
+                    indent=1,
+                )
+            )
             return
     _print_models(listed, registry.default_name(), debug)
 
 
 @models_app.command("fetch")
 def fetch_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As 'dn-resnet models list --registry ADDRESS' shows it.")],
-    address: Annotated[str, typer.Option("--registry", envvar="DN_REGISTRY", help="A folder or web address.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="As listed by 'dn-resnet models list --registry ADDRESS'."
+        ),
+    ],
+    address: Annotated[
+        str,
+        typer.Option(
+            "--registry", envvar="DN_REGISTRY", help="A folder, web address or object store."
+        ),
+    ],
     debug: Debug = False,
 ) -> None:
-    """Download a model from a registry; it is then known by its name."""
+    """Download a model from a registry; use it by its name from then on."""
     from dn_core.models import remote
 
-    with explained(debug), bar(name) as advance, contextlib.closing(remote.fetch_steps(name, address)) as steps:
+    with (
+        explained(debug),
+        bar(name) as advance,
+        contextlib.closing(remote.fetch_steps(name, address)) as steps,
+    ):
         for step in steps:
             advance(step.done, step.total)
             if step.path is not None:
@@ -66,11 +93,15 @@ def fetch_model(
 
 @models_app.command("add")
 def add_model(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file, such as dn-resnet train writes.")],
-    name: Annotated[str | None, typer.Option(help="What to call it; by default what its card says.")] = None,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A model file, as written by dn-resnet train.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What to call it. Default: the name in the file.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Copy a model of your own in; it is then known by its name."""
+    """Copy a model file into the models folder; use it by its name from then on."""
     from dn_core.models import registry
 
     with explained(debug):
@@ -79,10 +110,10 @@ def add_model(
 
 @models_app.command("remove")
 def remove_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A downloaded model or one of your own.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A downloaded or added model.")],
     debug: Debug = False,
 ) -> None:
-    """Delete a downloaded model, or one of your own."""
+    """Delete a downloaded or added model."""
     from dn_core.models import registry
 
     with explained(debug):
@@ -95,21 +126,38 @@ def _print_models(listed: Sequence[Any], default: str, debug: bool) -> None:
 
     from dn_core.checkpoints import load_checkpoint
 
-    table, damaged = Table("model", "weights", "kB", "kind", "made for", "description", box=None), False
+    table, damaged = (
+        Table("model", "weights", "kB", "kind", "made for", "description", box=None),
+        False,
+    )
     for entry in listed:
         try:
-            checkpoint = None if entry.kind == "remote" else load_checkpoint(entry.path, entry.sha256)
+            checkpoint = (
+                None if entry.kind == "remote" else load_checkpoint(entry.path, entry.sha256)
+            )
         except FAILURES as error:
             if debug:
                 raise
             damaged = True
             say(f"{entry.name}: {sentence(error)}")
             continue
-        weights = f"{sum(value.size for value in checkpoint.weights.values()):,}" if checkpoint else ""
+        weights = (
+            f"{sum(value.size for value in checkpoint.weights.values()):,}" if checkpoint else "-"
+        )
         card = checkpoint.card if checkpoint else entry.card()
-        name = f"{entry.name} (default)" if (entry.name, entry.kind) == (default, "bundled") else entry.name
-        kind = f"{entry.kind}, version {entry.version}" if entry.kind in ("downloaded", "remote") else entry.kind
-        table.add_row(name, weights, f"{entry.bytes / 1000:.0f}", kind, card.noise, card.description)
+        name = (
+            f"{entry.name} (default)"
+            if (entry.name, entry.kind) == (default, "bundled")
+            else entry.name
+        )
+        kind = (
+            f"{entry.kind}, version {entry.version}"
+            if entry.kind in ("downloaded", "remote")
+            else entry.kind
+        )
+        table.add_row(
+            name, weights, f"{entry.bytes / 1000:.0f}", kind, card.noise, card.description
+        )
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDE

@@ -3,111 +3,179 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from dn_core.cli.console import ChannelAxis, Debug, bar, explained, say, sentence
+from dn_core.messages import counted
+
+if TYPE_CHECKING:
+    from dn_core.training.events import TrainingEvent
 
 __all__ = ["TrainCommand", "finetune", "train"]
 
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads; one for each training is fastest.")]
-Allow = Annotated[list[str] | None, typer.Option(help="A setting, such as recipe.phases, that may differ from the run resumed.")]
-_JSON_HELP = "Print progress as JSON lines: start, step, epoch, preview, done, error (see docs/training.md)."
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads; 1 per training run is fastest.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(help="A setting, such as recipe.phases, that may differ from the run to resume."),
+]
+_JSON_HELP = (
+    "Print progress as JSON lines of the kinds start, step, epoch, stage, preview, done and error "
+    "(see docs/training.md)."
+)
 JsonLines = Annotated[bool, typer.Option("--json", help=_JSON_HELP)]
 _CONTROL_HELP = (
-    "As --json, and obey lines on standard input: pause, resume, stop (done, exit code 0). When standard input ends, so does the training: "
-    "its state is saved, exit code 143."
+    "As --json, and obey commands on standard input: pause, resume, stop (done, exit code 0). When "
+    "standard input ends, the training run ends too: its state is saved, exit code 143."
 )
 Obey = Annotated[bool, typer.Option("--control", help=_CONTROL_HELP)]
 
 
 class TrainCommand(TyperCommand):
-    """Its help ends with the recipes there are, which are looked up only then."""
+    """A command whose help ends with the bundled recipes, which are looked up only then."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the end of the help."""
         from dn_core.training.recipes import recipe_descriptions
 
-        with formatter.section("Shipped recipes"):
+        with formatter.section("Bundled recipes"):
             formatter.write_dl(sorted(recipe_descriptions().items()))
         super().format_epilog(ctx, formatter)
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (named below) or a TOML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A bundled recipe (listed below) or a TOML file."),
+    ],
     data: Annotated[Path, typer.Option(help="Folder of clean images.")],
     out: Annotated[Path, typer.Option(help="Folder for the model and the state to resume from.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Scale the recipe to this many steps a stage, a longer last one alike.")] = None,
-    start: Annotated[str | None, typer.Option(help="A model, by name or file, to begin with instead of the recipe's start.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Scale the recipe to this many steps per stage; a longer last stage is scaled in "
+            "proportion.",
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="A model, by name or file, to start from instead of the recipe's start."),
+    ] = None,
     device: Device = "cpu",
     threads: Threads = 1,
     allow: Allow = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be used.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be used.")
+    ] = False,
     json_lines: JsonLines = False,
     control: Obey = False,
     debug: Debug = False,
 ) -> None:
-    """Train a model; the same command again goes on where it was stopped."""
+    """Train a model; the same command again resumes a run that was stopped."""
     with explained(debug), _driven(json_lines, control, threads) as driver:
-        from dn_core.training.bank import load_bank
-        from dn_core.training.cascade import train_stages
+        from dn_core.training.data.clean_images import load_clean_images
         from dn_core.training.recipes import load_recipe
+        from dn_core.training.stages import train_stages
 
         loaded = load_recipe(recipe)
         loaded = loaded if steps is None else loaded.with_steps(steps)
         loaded = loaded if start is None else replace(loaded, start=start)
-        bank = load_bank(data, smallest=loaded.largest_patch, skip_bad=skip_bad)
-        for item in bank.skipped:
+        dataset = load_clean_images(data, smallest=loaded.largest_patch, skip_bad=skip_bad)
+        for item in dataset.skipped:
             say(f"skipped {item.path}: {item.reason}")
-        last = f", {sum(phase.steps for phase in loaded.last_phases)} in the last stage" if loaded.last_phases else ""
+        last = (
+            f", {sum(phase.steps for phase in loaded.last_phases)} in the last stage"
+            if loaded.last_phases
+            else ""
+        )
         last += f", at most {loaded.minutes:g} minutes a stage" if loaded.minutes else ""
         say(
-            f"{loaded.name}: {len(bank.images)} images, {len(bank.held_out)} held out, "
-            f"{len(bank.skipped)} files skipped, {loaded.steps} steps{last}"
+            f"{loaded.name}: {counted(len(dataset.images), 'image')}, {len(dataset.held_out)} held "
+            f"out, {counted(len(dataset.skipped), 'file')} skipped, "
+            f"{counted(loaded.steps, 'step')}{last}"
         )
-        training = train_stages(loaded, bank, out, device=device, allow=tuple(allow or ()))
+        training = train_stages(loaded, dataset, out, device=device, allow=tuple(allow or ()))
         if driver is not None:
-            from dn_core.control import emit, train_events
+            from dn_core.json_lines import emit, train_events
 
-            emit("start", name=loaded.name, total=loaded.steps, images=len(bank.images), held_out=len(bank.held_out))
+            emit(
+                "start",
+                name=loaded.name,
+                total_steps=loaded.steps,
+                images=len(dataset.images),
+                held_out=len(dataset.held_out),
+            )
             train_events(training, driver.control)
             return
         with bar("training") as advance, contextlib.closing(training) as progress:
-            for step in progress:
-                advance(step.part, 1.0)
-                if step.epoch_ended and step.path is None:
-                    score = "" if step.psnr is None else f"held-out PSNR {step.psnr:.2f} dB, "
-                    stage = f"stage {step.stage + 1} of {step.stages}, " if step.stages > 1 else ""
-                    say(
-                        f"{stage}epoch {step.epoch}: loss {step.loss:.5f}, {score}{step.megapixels:.0f} Mpx, "
-                        f"{step.megapixels_per_second:.2f} Mpx/s, {step.seconds_left / 60:.0f} min left"
-                    )
-                if step.path is not None:
-                    typer.echo(step.path)
+            for event in progress:
+                advance(event.fraction, 1.0)
+                if event.kind == "epoch":
+                    say(_epoch_line(event))
+                if event.kind == "done":
+                    typer.echo(event.path)
 
 
 def finetune(
-    out: Annotated[Path, typer.Option(help="Folder for the model and, in NAME-training, the state to go on from.")],
-    noisy: Annotated[Path | None, typer.Option(help="Noisy images: a file, or a folder; --clean has those of the same names.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the model and, in NAME-training, the state to resume from."),
+    ],
+    noisy: Annotated[
+        Path | None,
+        typer.Option(
+            help="Noisy images: a file, or a folder; --clean has images of the same names."
+        ),
+    ] = None,
     clean: Annotated[Path | None, typer.Option(help="Clean images: a file, or a folder.")] = None,
-    repeats: Annotated[Path | None, typer.Option(help="Repeats of a scene: a stack, or a folder of single images or of stacks.")] = None,
+    repeats: Annotated[
+        Path | None,
+        typer.Option(
+            help="Repeats of a scene: a stack, or a folder of single images or of stacks."
+        ),
+    ] = None,
     axis: Annotated[int, typer.Option(help="Axis of the repeats in a stack.")] = 0,
     channel_axis: ChannelAxis = "auto",
-    noise_kind: Annotated[str | None, typer.Option(help="Noise to put on --clean alone: gaussian, poisson or poisson-gaussian.")] = None,
-    sigma: Annotated[float | None, typer.Option(help="Of gaussian noise in grey levels, of poisson-gaussian in photons.")] = None,
-    peak: Annotated[float | None, typer.Option(help="Mean count of photons at --white.")] = None,
-    black: Annotated[float | None, typer.Option(help="Grey level without light; by default found from the images.")] = None,
-    white: Annotated[float | None, typer.Option(help="Grey level of the brightest parts; by default found from the images.")] = None,
-    start: Annotated[str | None, typer.Option(help="A name from 'dn-resnet models', or a model file, to adapt.")] = None,
+    noise_kind: Annotated[
+        str | None,
+        typer.Option(help="Noise to add to --clean alone: gaussian, poisson or poisson-gaussian."),
+    ] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(
+            help="Sigma of gaussian noise in grey levels, of poisson-gaussian in photons."
+        ),
+    ] = None,
+    peak: Annotated[float | None, typer.Option(help="Mean photon count at --white.")] = None,
+    black: Annotated[
+        float | None,
+        typer.Option(help="Grey level without light; by default estimated from the images."),
+    ] = None,
+    white: Annotated[
+        float | None,
+        typer.Option(
+            help="Grey level of the brightest parts; by default estimated from the images."
+        ),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="A name from 'dn-resnet models', or a model file, to adapt.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the new model.")] = "finetuned",
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training; 1500 without --minutes.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="How long to train; with --steps, whichever comes first.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; 1500 without --minutes.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Minutes to train; with --steps, whichever ends first."),
+    ] = None,
     device: Device = "cpu",
     threads: Threads = 1,
     allow: Allow = None,
@@ -115,65 +183,127 @@ def finetune(
     control: Obey = False,
     debug: Debug = False,
 ) -> None:
-    """Adapt a model to your own images: noisy and clean pairs, repeats of a scene, or clean images and their noise.
+    """Adapt a model to your own images.
 
-    The file holds the best weights so far at any time; where nothing does better than the model at the start, there is no file. The same
-    command again goes on where it was stopped, with --minutes for what is left of them.
+    Give noisy and clean pairs, repeats of a scene, or clean images and their noise. The file has
+    the best weights so far at any time; where nothing does better than the model at the start,
+    there is no file. The same command again resumes a run that was stopped, for the rest of its
+    --minutes.
     """
     with explained(debug), _driven(json_lines, control, threads) as driver:
-        from dn_core.training.finetune import finetune_steps, images_from, training_folder
+        from dn_core.training.finetune_recipe import check_name
+        from dn_core.training.finetuning import finetune_steps, images_from, training_folder
 
+        check_name(name, "--name")
         noise = _noise_table(noise_kind, sigma, peak)
-        axes = {"axis": axis, "channel_axis": channel_axis}
-        images = images_from(noisy=noisy, clean=clean, repeats=repeats, noise=noise, black=black, white=white, **axes)
-        options = {"start": start, "name": name, "steps": steps, "minutes": minutes, "device": device, "allow": tuple(allow or ())}
-        training = finetune_steps(images, out, **options)  # type: ignore[arg-type]
-        told = images.describe()
+        images = images_from(
+            noisy=noisy,
+            clean=clean,
+            repeats=repeats,
+            axis=axis,
+            noise=noise,
+            channel_axis=channel_axis,
+            black=black,
+            white=white,
+        )
+        training = finetune_steps(
+            images,
+            out,
+            start=start,
+            name=name,
+            steps=steps,
+            minutes=minutes,
+            device=device,
+            allow=tuple(allow or ()),
+        )
+        described = images.describe()
         if driver is not None:
-            from dn_core.control import finetune_events
+            from dn_core.json_lines import finetune_events
 
-            finetune_events(training, training_folder(out, name), {"name": name, "images": told}, driver.control)
+            finetune_events(
+                training,
+                training_folder(out, name),
+                {"name": name, "images": described},
+                driver.control,
+            )
             return
-        say(f"{name}: {told['scenes']} scenes, {told['images']} images, black {images.black:g}, white {images.white:g} grey levels")
+        say(
+            f"{name}: {counted(described['scenes'], 'scene')}, "
+            f"{counted(described['images'], 'image')}, black {images.black:g}, white "
+            f"{images.white:g} grey levels"
+        )
         with bar("training") as advance, contextlib.closing(training) as progress:
-            for step in progress:
-                advance(step.part, 1.0)
-                if step.psnr is not None:
-                    of = f" of {'about ' * (minutes is not None)}{step.total}" if step.total else ""
-                    left = "" if step.done == 0 else f", {step.seconds_left / 60:.1f} min left"
-                    say(f"step {step.done}{of}: held-out PSNR {step.psnr:.2f} dB (best {step.best_psnr:.2f}){left}")
-        say(step.outcome)
-        if step.path is not None:
-            typer.echo(step.path)
+            for event in progress:
+                advance(event.fraction, 1.0)
+                if event.kind == "epoch":
+                    say(_score_line(event, estimated=minutes is not None))
+        say(event.outcome)
+        if event.path is not None:
+            typer.echo(event.path)
 
 
-def _noise_table(kind: str | None, sigma: float | None, peak: float | None) -> dict[str, Any] | None:
-    """The noise that the options describe."""
-    values = {name: value for name, value in (("sigma", sigma), ("peak", peak)) if value is not None}
+def _epoch_line(event: TrainingEvent) -> str:
+    """The line of ``train`` at the end of an epoch."""
+    stage = f"stage {event.stage + 1} of {event.stages}, " if event.stages > 1 else ""
+    score = "" if event.psnr is None else f"held-out PSNR {event.psnr:.2f} dB, "
+    return (
+        f"{stage}epoch {event.epoch}: loss {event.loss:.5f}, {score}{event.megapixels:.0f} Mpx, "
+        f"{event.megapixels_per_second:.2f} Mpx/s{_time_left(event, 0)}"
+    )
+
+
+def _score_line(event: TrainingEvent, *, estimated: bool) -> str:
+    """The line of ``finetune`` at the end of an epoch; the number of steps may be estimated."""
+    of = f" of {'about ' * estimated}{event.total_steps}" if event.total_steps else ""
+    left = "" if event.step == 0 else _time_left(event, 1)
+    return (
+        f"step {event.step}{of}: held-out PSNR {event.psnr:.2f} dB (best "
+        f"{event.best_psnr:.2f}){left}"
+    )
+
+
+def _time_left(event: TrainingEvent, digits: int) -> str:
+    """The end of a line; empty while the time is unknown, as when a run has just been resumed."""
+    left = event.seconds_left / 60
+    return "" if math.isnan(left) else f", {left:.{digits}f} min left"
+
+
+def _noise_table(
+    kind: str | None, sigma: float | None, peak: float | None
+) -> dict[str, Any] | None:
+    """The noise that the options describe, as `images_from` takes it."""
+    values = {
+        name: value for name, value in (("sigma", sigma), ("peak", peak)) if value is not None
+    }
     if kind is None:
         if values:
-            raise ValueError(f"--{next(iter(values))} came without the kind of noise; one is expected. Add --noise-kind.")
+            raise ValueError(f"--{next(iter(values))} needs --noise-kind. Add it.")
         return None
     needed = {"gaussian": {"sigma"}, "poisson": {"peak"}, "poisson-gaussian": {"sigma", "peak"}}
     if kind not in needed:
-        raise ValueError(f"--noise-kind is {kind!r}; one of {', '.join(needed)} is expected. Change it.")
+        raise ValueError(
+            f"--noise-kind must be one of {', '.join(needed)}, got {kind!r}. Change it."
+        )
     if needed[kind] != values.keys():
         wanted = " and ".join(f"--{name}" for name in sorted(needed[kind]))
-        raise ValueError(f"{' and '.join(f'--{name}' for name in values) or 'nothing'} came for {kind} noise; {wanted} is expected.")
+        raise ValueError(
+            f"{kind} noise needs {wanted}, got "
+            f"{' and '.join(f'--{name}' for name in values) or 'nothing'}."
+        )
     return {"kind": kind, **values}
 
 
 @dataclass(frozen=True, slots=True)
 class _Driver:
-    """Another program, which reads JSON lines and may have its say."""
+    """Another program, which reads JSON lines and may send commands."""
 
     control: Any
 
 
 @contextlib.contextmanager
 def _driven(json_lines: bool, control: bool, threads: int) -> Iterator[_Driver | None]:
-    """Prepare a training; where another program drives it, errors are told as events too."""
-    from dn_core.control import Control, emit
+    """Prepare a training run; where another program drives it, errors are events too."""
+    from dn_core.json_lines import Control, emit
 
     driver = _Driver(Control() if control else None) if json_lines or control else None
     try:

@@ -1,6 +1,6 @@
-"""What a TIFF says of itself in tags that are not about how its pixels lie: description, program, date, place on earth, private ones.
+"""Metadata tags of a TIFF: description, software, date, GeoTIFF, XMP, private ones.
 
-They are kept byte by byte, in the byte order of the file, so that no meaning of theirs has to be known.
+They are preserved byte by byte, in the byte order of the file, so that unknown ones survive too.
 """
 
 from __future__ import annotations
@@ -14,26 +14,65 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
-__all__ = ["DESCRIPTION", "SOFTWARE", "WORDS", "XMP", "Tag", "extra_tags", "read_tags", "tag_names", "text_tag", "write_page_tags"]
+__all__ = [
+    "DESCRIPTION",
+    "SOFTWARE",
+    "WORDS",
+    "XMP",
+    "Tag",
+    "extra_tags",
+    "read_tags",
+    "tag_names",
+    "text_tag",
+    "write_page_tags",
+]
 
 DESCRIPTION, SOFTWARE, XMP = 270, 305, 700
 WORDS = {
-    DESCRIPTION: "description", 271: "make", 272: "model", SOFTWARE: "software", 306: "date", 315: "artist", 33432: "copyright",
-}  # fmt: skip
-"""Tags with words, which EXIF has under the same numbers."""
+    DESCRIPTION: "description",
+    271: "make",
+    272: "model",
+    SOFTWARE: "software",
+    306: "date",
+    315: "artist",
+    33432: "copyright",
+}
+"""Tags with text, which EXIF has under the same numbers."""
 GEOTIFF = {33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113}
 MAX_BYTES = 64 * 2**20
-"""What all tags that are kept may have together."""
+"""The most bytes of all preserved tags together."""
 
-# How pixels lie, and what is kept elsewhere: resolution, orientation, palette, colour profile, ImageJ's own.
+# Tags of the pixel layout, and of what is preserved elsewhere: resolution, orientation, palette,
+# colour profile, ImageJ's metadata.
+# fmt: off
 _OF_PIXELS = {
-    *range(254, 260), 262, 263, 264, 265, 266, 273, 274, 277, 278, 279, 282, 283, 284, 288, 289, 290, 291, 292, 293, 296, 317, 320,
-    322, 323, 324, 325, 330, 338, 339, 347, *range(512, 522), 529, 530, 531, 532, 32997, 32998, 34675, 50674, 50838, 50839,
-}  # fmt: skip
-# Directories and places in the file of their own, which other numbers in them point to.
+    *range(254, 260), 262, 263, 264, 265, 266, 273, 274, 277, 278, 279, 282, 283, 284, 288, 289,
+    290, 291, 292, 293, 296, 317, 320, 322, 323, 324, 325, 330, 338, 339, 347, *range(512, 522),
+    529, 530, 531, 532, 32997, 32998, 34675, 50674, 50838, 50839,
+}
+# fmt: on
+# Further directories, which contain offsets in the file.
 _DIRECTORIES = {400: "global parameters", 34665: "EXIF", 34853: "GPS position", 40965: "EXIF"}
-# Tags by which a microscope's own kind of TIFF is known: copied into a file of another structure they would break its reading.
-_VENDORS = {33628, 33629, 33630, 33631, 34361, 34362, 34412, 43314, 34118, *range(65420, 65460), 33445, 33446, 33447, 33448, 33449, 33560}
+# Tags by which readers recognise a microscope's own kind of TIFF: in a file of another structure
+# they would break reading.
+_VENDORS = {
+    33628,
+    33629,
+    33630,
+    33631,
+    34361,
+    34362,
+    34412,
+    43314,
+    34118,
+    *range(65420, 65460),
+    33445,
+    33446,
+    33447,
+    33448,
+    33449,
+    33560,
+}
 _FRACTIONS = {5: "I", 10: "i"}
 _PLAIN_KINDS = {"generic", "uniform", "shaped", "ome", "imagej", "svs"}
 _DESCRIBED_KINDS = {"fluoview", "scn", "qpi", "philips", "scanimage", "bif", "eer"}
@@ -41,7 +80,19 @@ _DESCRIBED_KINDS = {"fluoview", "scn", "qpi", "philips", "scanimage", "bif", "ee
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A tag as it lies in the file. `pages` has the content in each page, where that differs; `everywhere` says that all pages have it."""
+    """A tag of the first page, with its bytes in the file.
+
+    Attributes
+    ----------
+    code, dtype : int
+        Numbers of TIFF.
+    content : bytes
+        Its bytes, in the byte order of the file.
+    everywhere : bool, default False
+        Whether all pages have it.
+    pages : tuple of bytes, optional
+        The content in each page, if it differs.
+    """
 
     code: int
     dtype: int
@@ -51,31 +102,43 @@ class Tag:
 
     @property
     def text(self) -> str:
-        """The words of a tag that has such."""
+        """The text of a tag that holds text."""
         return self.content.rstrip(b"\0").decode("utf-8", "replace")
 
 
 def text_tag(code: int, text: str) -> Tag:
-    """A tag with words; TIFF wants ASCII, and all programs read UTF-8."""
+    """A tag with text, in UTF-8: the standard is ASCII, but all programs read UTF-8."""
     return Tag(code, 2, text.encode() + b"\0")
 
 
 def read_tags(tif: TiffFile, series: TiffPageSeries) -> tuple[tuple[Tag, ...], tuple[str, ...]]:
-    """The tags of the first page that are kept, and words for those that are not."""
+    """The tags of the first page that are preserved, and names of the others."""
     page, lost = series.keyframe, list[str]()
     kept: dict[int, Tag] = {}
     room = MAX_BYTES
     for tag in page.tags:
         code = int(tag.code)
-        if code in _OF_PIXELS or code in kept or (code == DESCRIPTION and not _is_own_description(series, tag.value)):
+        if (
+            code in _OF_PIXELS
+            or code in kept
+            or (code == DESCRIPTION and not _is_own_description(series, tag.value))
+        ):
             continue
-        if code == SOFTWARE and tag.value == "tifffile.py":  # which names itself where nobody else is named
+        if code == SOFTWARE and tag.value == "tifffile.py":  # its default, nobody's choice
             continue
         vendor = series.kind not in _PLAIN_KINDS and code not in (*WORDS, *GEOTIFF, XMP)
         if code in _DIRECTORIES:
             lost.append(_DIRECTORIES[code])
-        elif vendor or code in _VENDORS or (code in (DESCRIPTION, SOFTWARE) and series.kind in _DESCRIBED_KINDS):
-            lost.append(f"what only {series.kind.upper()} files say" if vendor or code in WORDS else f"tag {code}")
+        elif (
+            vendor
+            or code in _VENDORS
+            or (code in (DESCRIPTION, SOFTWARE) and series.kind in _DESCRIBED_KINDS)
+        ):
+            lost.append(
+                f"metadata of {series.kind.upper()} files"
+                if vendor or code in WORDS
+                else f"tag {code}"
+            )
         elif tag.valuebytecount > room or int(tag.dtype) in (13, 18):
             lost.append(f"tag {code}")
         else:
@@ -88,8 +151,10 @@ def read_tags(tif: TiffFile, series: TiffPageSeries) -> tuple[tuple[Tag, ...], t
 
 
 def _is_own_description(series: TiffPageSeries, value: Any) -> bool:
-    """Whether a description is the user's, not one by which the kind of TIFF describes its axes."""
-    return series.kind not in ("ome", "imagej") and not (series.kind == "shaped" and str(value).startswith('{"shape":'))
+    """Whether a description is the user's, not that of the axes in this kind of TIFF."""
+    return series.kind not in ("ome", "imagej") and not (
+        series.kind == "shaped" and str(value).startswith('{"shape":')
+    )
 
 
 def _content(tif: TiffFile, tag: Any) -> bytes:
@@ -98,13 +163,21 @@ def _content(tif: TiffFile, tag: Any) -> bytes:
     return content
 
 
-def _of_all_pages(tif: TiffFile, series: TiffPageSeries, kept: dict[int, Tag], room: int) -> tuple[dict[int, Tag], list[str]]:
-    """The tags with what further pages say, and words for what only some pages say."""
-    looked_at = [page.aspage() for page in (series.pages[1], series.pages[-1]) if page is not None and page.offset]
+def _of_all_pages(
+    tif: TiffFile, series: TiffPageSeries, kept: dict[int, Tag], room: int
+) -> tuple[dict[int, Tag], list[str]]:
+    """The tags with their contents in further pages, and names of those in only some pages."""
+    looked_at = [
+        page.aspage()
+        for page in (series.pages[1], series.pages[-1])
+        if page is not None and page.offset
+    ]
     if not any(code in page.tags for code in kept for page in looked_at):
         return kept, []
     if all(_found(tif, page, tag) == tag.content for page in looked_at for tag in kept.values()):
-        return {code: Tag(code, tag.dtype, tag.content, everywhere=True) for code, tag in kept.items()}, []
+        return {
+            code: Tag(code, tag.dtype, tag.content, everywhere=True) for code, tag in kept.items()
+        }, []
     contents: dict[int, list[bytes | None]] = {code: [] for code in kept}
     for frame in series.pages:
         page = frame.aspage() if frame is not None else None
@@ -116,11 +189,21 @@ def _of_all_pages(tif: TiffFile, series: TiffPageSeries, kept: dict[int, Tag], r
         room -= sum(map(len, there))
         if len(there) == 1:
             found[code] = tag
-        elif len(there) < len(series.pages) or room < 0 or (_room(code) > 1 and min(map(len, there)) <= _room(code)):
+        elif (
+            len(there) < len(series.pages)
+            or room < 0
+            or (_room(code) > 1 and min(map(len, there)) <= _room(code))
+        ):
             found[code] = tag
             lost.append(f"{WORDS.get(code, f'tag {code}')} of single planes")
         else:
-            found[code] = Tag(code, tag.dtype, tag.content, everywhere=True, pages=tuple(there) if len(set(there)) > 1 else ())
+            found[code] = Tag(
+                code,
+                tag.dtype,
+                tag.content,
+                everywhere=True,
+                pages=tuple(there) if len(set(there)) > 1 else (),
+            )
     return found, lost
 
 
@@ -130,7 +213,7 @@ def _found(tif: TiffFile, page: TiffPage, like: Tag) -> bytes | None:
 
 
 def tag_names(tags: Iterable[Tag]) -> list[str]:
-    """Words for tags, for a message."""
+    """Names of tags, for a message."""
     tags = list(tags)
     names = [WORDS[tag.code] for tag in tags if tag.code in WORDS]
     if GEOTIFF & {tag.code for tag in tags}:
@@ -139,19 +222,27 @@ def tag_names(tags: Iterable[Tag]) -> list[str]:
         names.append("XMP")
     others = [str(tag.code) for tag in tags if tag.code not in (*WORDS, *GEOTIFF, XMP)]
     if others:
-        names.append(f"tag{'s' if len(others) > 1 else ''} {', '.join(others[:8])}{', ...' if len(others) > 8 else ''}")
+        names.append(
+            f"tag{'s' if len(others) > 1 else ''} "
+            f"{', '.join(others[:8])}{', ...' if len(others) > 8 else ''}"
+        )
     return names
 
 
 def extra_tags(tags: Iterable[Tag], byteorder: str) -> list[tuple[int, int, int, Any, bool]]:
-    """Tags as tifffile's writer takes them; of those that differ from page to page, room for `write_page_tags` to fill."""
+    """Tags as tifffile's writer takes them.
+
+    Tags that differ between pages are written as placeholders that `write_page_tags` fills.
+    """
     found: list[tuple[int, int, int, Any, bool]] = []
     for tag in tags:
         if tag.pages:
             found.append((tag.code, 1, 0, bytes(_room(tag.code)), False))
-        elif tag.dtype in _FRACTIONS:  # whose number tifffile gets wrong where they are bytes
+        elif tag.dtype in _FRACTIONS:  # given as bytes, tifffile would miscount them
             count = len(tag.content) // 8
-            values = struct.unpack(f"{byteorder}{2 * count}{_FRACTIONS[tag.dtype]}", tag.content[: 8 * count])
+            values = struct.unpack(
+                f"{byteorder}{2 * count}{_FRACTIONS[tag.dtype]}", tag.content[: 8 * count]
+            )
             found.append((tag.code, tag.dtype, count, values, not tag.everywhere))
         else:
             found.append((tag.code, tag.dtype, 0, tag.content, not tag.everywhere))
@@ -159,10 +250,10 @@ def extra_tags(tags: Iterable[Tag], byteorder: str) -> list[tuple[int, int, int,
 
 
 def _room(code: int) -> int:
-    """How many bytes a tag has until each page gets its own content.
+    """The size of a tag's placeholder, in bytes.
 
-    One byte lies in the directory of its page. Tags that tifffile reads in a way of its own must not lie there; such contents all pages
-    share until then, so that only what is longer can take their place.
+    One byte is stored in the directory of its page. Tags with a special reader in tifffile must not
+    be there; all pages share their placeholder, and only longer contents can replace it.
     """
     import tifffile
 
@@ -170,14 +261,14 @@ def _room(code: int) -> int:
 
 
 def write_page_tags(path: Path, tags: Iterable[Tag]) -> None:
-    """Give each page of a finished TIFF its own content of those tags that differ from page to page."""
+    """Give each page of a complete TIFF its own content of the tags that differ between pages."""
     import tifffile
 
     differing = [tag for tag in tags if tag.pages]
     if not differing:
         return
     with tifffile.TiffFile(path, mode="r+") as tif:
-        for index in range(len(differing[0].pages)):  # the pages of levels come behind them
+        for index in range(len(differing[0].pages)):  # the pages of levels come after these
             page = tif.pages[index].aspage()
             for tag in differing:
                 page.tags[tag.code].overwrite(tag.pages[index], dtype=tag.dtype)

@@ -1,43 +1,41 @@
-"""Which chunks of a zarr array are there, and which of them cannot be read.
+"""Missing and damaged chunks of zarr arrays.
 
-zarr reads a chunk that is not there as the fill value, and leaves chunks that hold nothing else out when it writes: only a count tells how
-much of an image that is. Its own `nchunks_initialized` is wrong where shards reach beyond the image or lack some of their chunks.
+zarr reads a missing chunk as the fill value, and when writing leaves out chunks that hold nothing
+else: only a count shows how much of an image is missing. zarr's own `nchunks_initialized` is wrong
+for shards that extend beyond the image or lack some of their chunks.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dn_core.errors import ImageFileError
 from dn_core.files.image import CheckedSource, share
+from dn_core.files.zarr_shards import (
+    call_concurrently,
+    count_inner_chunks,
+    full_key,
+    local_folder,
+)
 
 __all__ = ["ChunkCount", "ZarrSource", "count_chunks"]
 
 MAX_ASKED = 10_000
-"""Chunks that are asked for one by one where a store cannot be listed."""
-SHARDS_AT_ONCE = 256
-"""Shards whose indexes are decoded in one go, which is several times faster than one by one."""
-REQUESTS = 32
-"""Requests to a remote store at the same time."""
-EMPTY = 2**64 - 1
-"""Offset and length of a chunk that its shard lacks."""
+"""The most chunks that are looked up one by one when a store cannot be listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkCount:
-    """How many chunks of an array are missing; with `unknown`, why nobody can tell."""
+    """The number of missing chunks of an array, or why it is `unknown`."""
 
     missing: int
     total: int
@@ -46,10 +44,16 @@ class ChunkCount:
 
     @property
     def in_words(self) -> str:
-        """What a user should know; empty where nothing is missing."""
+        """What a user should know; empty when nothing is missing."""
         if self.unknown:
-            return f"whether chunks are missing is not known, since {self.unknown}; such would be read as {self.fill}"
-        return f"{share(self.missing, self.total, 'chunks')} are missing and were read as {self.fill}" if self.missing else ""
+            return (
+                f"whether chunks are missing is not known, since {self.unknown}; missing ones "
+                f"would be read as {self.fill}"
+            )
+        if not self.missing:
+            return ""
+        lacking = share(self.missing, self.total, "chunks")
+        return f"{lacking} are missing and were read as {self.fill}"
 
     @property
     def fill(self) -> str:
@@ -61,25 +65,33 @@ class ChunkCount:
 def count_chunks(array: Any, name: str) -> ChunkCount:
     """Count the chunks inside the image that a zarr array has in its store.
 
-    The store is listed once, and of shards the indexes are read. The cost goes with what is there, not with what there could be, and on a
-    local disk nothing is kept for a chunk: 100,000 chunks take about half a second.
+    The store is listed once; of shards the indexes are read. The cost is proportional to the chunks
+    that exist; on a local disk no memory is used per chunk: 100,000 take about half a second.
+
+    Parameters
+    ----------
+    array : array
+        A zarr array.
+    name : str
+        The array's name in error messages.
 
     Raises
     ------
     ImageFileError
-        When the index of a shard is damaged, which zarr would in part read as missing chunks; `name` is the array's in the message.
+        When the index of a shard is damaged; zarr would read it as missing chunks in part.
     OSError
-        When a folder or a shard cannot be read: that says nothing about whether it is there.
+        When a folder or a shard cannot be read, so that nothing is known of its chunks.
     """
-    grid, total = _grid(array.shape, array.shards or array.chunks), math.prod(_grid(array.shape, array.chunks))
-    if _hidden_shards(array):
-        return ChunkCount(0, total, array.fill_value, "its shards cannot be looked into")
+    grid = _grid(array.shape, array.shards or array.chunks)
+    total = math.prod(_grid(array.shape, array.chunks))
+    if _has_hidden_shards(array):
+        return ChunkCount(0, total, array.fill_value, "its shards cannot be inspected")
     found = _Keys.of(array, grid)
-    if found is None or not _look(array, found):
+    if found is None or not _list_store(array, found):
         if math.prod(grid) > MAX_ASKED:
             return ChunkCount(0, total, array.fill_value, "its store cannot be listed")
-        found = _asked(array, grid)
-    present = _inner_chunks(array, found.keys, name) if array.shards else found.count
+        found = _look_up(array, grid)
+    present = count_inner_chunks(array, found.keys, name) if array.shards else found.count
     return ChunkCount(total - present, total, array.fill_value)
 
 
@@ -89,7 +101,7 @@ def _grid(shape: Iterable[int], chunks: Iterable[int]) -> tuple[int, ...]:
 
 @dataclass
 class _Keys:
-    """The objects of an array's store that are its chunks or shards, told by their names."""
+    """The chunks or shards in an array's store, recognised by their keys."""
 
     grid: tuple[int, ...]
     pattern: re.Pattern[str]
@@ -100,7 +112,7 @@ class _Keys:
 
     @classmethod
     def of(cls, array: Any, grid: tuple[int, ...]) -> _Keys | None:
-        """None where chunks are named in a way that is not known here."""
+        """None if the encoding of chunk keys is unknown."""
         if array.metadata.zarr_format == 2:
             first, separator = "", array.metadata.dimension_separator
         else:
@@ -110,11 +122,15 @@ class _Keys:
             separator = encoding.separator
             first = f"c{separator}" if encoding.name == "default" else ""
         numbers = re.escape(separator).join(["(0|[1-9][0-9]*)"] * len(grid))
-        # A store other than a disk may list an object twice (a zip file in which it was replaced).
-        return cls(grid, re.compile(re.escape(first) + numbers), keep=bool(array.shards) or _local_folder(array) is None)
+        # Stores other than folders may list a key twice (a zip file in which it was replaced).
+        return cls(
+            grid,
+            re.compile(re.escape(first) + numbers),
+            keep=bool(array.shards) or local_folder(array) is None,
+        )
 
     def take(self, key: str) -> None:
-        """Note an object of the store, named from the array's folder on."""
+        """Count a key of the store, relative to the array's folder."""
         self.listed = self.listed or key in ("zarr.json", ".zarray")
         if (match := self.pattern.fullmatch(key)) is None:
             return
@@ -127,39 +143,42 @@ class _Keys:
                 self.count += 1
 
 
-def _local_folder(array: Any) -> Path | None:
-    from zarr.storage import LocalStore
-
-    return Path(array.store.root, array.path) if isinstance(array.store, LocalStore) else None
-
-
-def _hidden_shards(array: Any) -> bool:
-    """Whether there are shards besides those in which the chunks of the array lie."""
+def _has_hidden_shards(array: Any) -> bool:
+    """Whether there are shards besides those that hold the chunks of the array."""
     from zarr.codecs import ShardingCodec
 
     codecs = getattr(array.metadata, "codecs", ())
-    inner = itertools.chain.from_iterable(codec.codecs for codec in codecs if isinstance(codec, ShardingCodec))
-    return any(isinstance(codec, ShardingCodec) for codec in (*inner, *(() if array.shards else codecs)))
+    inner = itertools.chain.from_iterable(
+        codec.codecs for codec in codecs if isinstance(codec, ShardingCodec)
+    )
+    return any(
+        isinstance(codec, ShardingCodec) for codec in (*inner, *(() if array.shards else codecs))
+    )
 
 
-def _look(array: Any, found: _Keys) -> bool:
-    """List the store; false where it cannot be listed (a web server): then not even the array's own description is there."""
-    folder = _local_folder(array)
-    if folder is not None:  # several times faster than zarr's listing, which also passes over folders that may not be read
+def _list_store(array: Any, found: _Keys) -> bool:
+    """List the store; false if that is impossible, as on a web server.
+
+    A listing without even the array's own metadata does not count.
+    """
+    folder = local_folder(array)
+    # Several times faster than zarr's listing, which also skips unreadable folders silently.
+    if folder is not None:
         for key in _files(folder, len(found.grid) + 1):
             found.take(key)
         return True
     if array.store.supports_listing:
         from zarr.core.sync import sync
 
-        with contextlib.suppress(Exception):  # as servers have it; many let everybody read what they let nobody list
+        # Many servers allow reading but not listing, with errors of their own.
+        with contextlib.suppress(Exception):
             sync(_list(array, found))
             return found.listed or found.count > 0
     return False
 
 
 def _files(folder: Path | str, depth: int) -> Iterator[str]:
-    """Names of files in and under a folder, down to `depth`; a link that leads nowhere is none."""
+    """Names of files in and under a folder, down to `depth`, without broken links."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_file():
@@ -175,160 +194,29 @@ async def _list(array: Any, found: _Keys) -> None:
         found.take(key.removeprefix(prefix))
 
 
-def _asked(array: Any, grid: tuple[int, ...]) -> _Keys:
-    """What the store has, one question for each chunk or shard."""
+def _look_up(array: Any, grid: tuple[int, ...]) -> _Keys:
+    """The chunks or shards in the store, by a request for each."""
     keys = {at: str(array.metadata.encode_chunk_key(at)) for at in np.ndindex(*grid)}
-    there = _together(array.store.exists, [(_full_key(array, key),) for key in keys.values()])
-    kept = {at: key for (at, key), exists in zip(keys.items(), there, strict=True) if exists}
+    existing = call_concurrently(
+        array.store.exists, [(full_key(array, key),) for key in keys.values()]
+    )
+    kept = {at: key for (at, key), exists in zip(keys.items(), existing, strict=True) if exists}
     return _Keys(grid, re.compile(""), True, len(kept), kept)
-
-
-def _full_key(array: Any, key: str) -> str:
-    return f"{array.path}/{key}" if array.path else key
-
-
-def _together(call: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
-    """The results of asynchronous calls, some of which run side by side."""
-    from zarr.core.sync import sync
-
-    async def run() -> list[Any]:
-        turn = asyncio.Semaphore(REQUESTS)
-
-        async def one(given: tuple[Any, ...]) -> Any:
-            async with turn:
-                return await call(*given)
-
-        return list(await asyncio.gather(*map(one, arguments)))
-
-    results: list[Any] = sync(run())
-    return results
-
-
-# Shards
-
-
-def _inner_chunks(array: Any, shards: dict[tuple[int, ...], str], name: str) -> int:
-    """How many chunks inside the image these shards have."""
-    indexes, present = _ShardIndexes(array, name), 0
-    places = list(shards)
-    for start in range(0, len(places), SHARDS_AT_ONCE):
-        some = places[start : start + SHARDS_AT_ONCE]
-        for at, used in zip(some, indexes.read([shards[at] for at in some]), strict=True):
-            inside = tuple(slice(0, count) for count in indexes.inside(at))
-            present += int(np.count_nonzero(used[inside]))
-    return present
-
-
-class _ShardIndexes:
-    """The tables at the end (or start) of an array's shards that say where in a shard its chunks are.
-
-    They are decoded by zarr: as the only chunks of a small array in memory, with the codecs that the sharding names for them.
-    """
-
-    def __init__(self, array: Any, name: str) -> None:
-        from zarr.codecs import Crc32cCodec
-
-        self._array, self._name = array, name
-        codec = array.metadata.codecs[0]
-        self._codecs = tuple(codec.index_codecs)
-        self._shape = tuple(shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True))
-        self._at_end = getattr(codec.index_location, "value", codec.index_location) == "end"
-        # An index with a checksum that lies at the end of a file is itself the sign that the file was not cut.
-        self._needs_size = not self._at_end or not any(isinstance(codec, Crc32cCodec) for codec in self._codecs)
-        stored, table = self._table(1)
-        table[...] = 1
-        self._buffer = type(stored[self._key(0)])
-        self._nbytes = len(stored[self._key(0)])
-
-    def inside(self, shard: tuple[int, ...]) -> list[int]:
-        """How many chunks of a shard begin inside the image, along each axis."""
-        sizes = zip(self._array.shape, self._array.chunks, self._shape, shard, strict=True)
-        return [min(count, -(-size // chunk) - at * count) for size, chunk, count, at in sizes]
-
-    def read(self, keys: list[str]) -> Iterator[NDArray[np.bool_]]:
-        """Which of its chunks each of these shards has."""
-        folder = _local_folder(self._array)
-        if folder is None:
-            found = _together(self._from_store, [(_full_key(self._array, key),) for key in keys])
-        else:
-            found = [self._from_file(folder / key) for key in keys]
-        for key, (_, size), table in zip(keys, found, self._decoded(keys, [content for content, _ in found]), strict=True):
-            offsets, lengths = table[..., 0], table[..., 1]
-            used = (offsets != EMPTY) | (lengths != EMPTY)
-            ends = offsets + lengths
-            if (used & ((lengths == 0) | (ends < offsets) | (ends > (EMPTY if size is None else size)))).any():
-                raise self._damaged(key, "it names bytes that are not in the shard")
-            yield used
-
-    def _from_file(self, path: Path) -> tuple[bytes, int | None]:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - self._nbytes) if self._at_end else 0)
-            return file.read(self._nbytes), size
-
-    async def _from_store(self, key: str) -> tuple[bytes, int | None]:
-        from zarr.abc.store import RangeByteRequest, SuffixByteRequest
-        from zarr.core.buffer import default_buffer_prototype
-
-        store, prototype = self._array.store, default_buffer_prototype()
-        part = SuffixByteRequest(self._nbytes) if self._at_end else RangeByteRequest(0, self._nbytes)
-        content = await store.get(key, prototype, byte_range=part)
-        size = await store.getsize(key) if self._needs_size else None
-        return b"" if content is None else content.to_bytes(), size
-
-    def _decoded(self, keys: list[str], contents: list[bytes]) -> NDArray[np.uint64]:
-        try:
-            return self._decode(contents)
-        except Exception as error:
-            for key, content in zip(keys, contents, strict=True):
-                try:
-                    self._decode([content])
-                except Exception as own:
-                    raise self._damaged(key, f"{type(own).__name__}: {own!s:.200}") from own
-            raise self._damaged(keys[0], f"{type(error).__name__}: {error!s:.200}") from error
-
-    def _decode(self, contents: list[bytes]) -> NDArray[np.uint64]:
-        stored, table = self._table(len(contents))
-        stored.update({self._key(number): self._buffer.from_bytes(content) for number, content in enumerate(contents)})
-        tables = np.asarray(table[...], np.uint64)
-        return tables.reshape(len(contents), *self._shape, 2)
-
-    def _table(self, count: int) -> tuple[dict[str, Any], Any]:
-        """A zarr array of so many indexes, one a chunk, and the objects of its store."""
-        import zarr
-        from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec
-
-        filters = [codec for codec in self._codecs if isinstance(codec, ArrayArrayCodec)]
-        compressors = [codec for codec in self._codecs if isinstance(codec, BytesBytesCodec)]
-        (serializer,) = (codec for codec in self._codecs if codec not in (*filters, *compressors))
-        stored: dict[str, Any] = {}
-        table = zarr.create_array(
-            zarr.storage.MemoryStore(stored),
-            shape=(count * self._shape[0], *self._shape[1:], 2),
-            chunks=(*self._shape, 2),
-            dtype="uint64",
-            filters=filters,
-            serializer=serializer,
-            compressors=compressors,
-            fill_value=0,
-        )
-        return stored, table
-
-    def _key(self, number: int) -> str:
-        return "/".join(["c", str(number), *"0" * len(self._shape)])
-
-    def _damaged(self, key: str, why: str) -> ImageFileError:
-        return ImageFileError(
-            f"{self._name} is damaged: the index of its shard {key} cannot be read ({why}). A whole image is expected; copy it again or "
-            "export it again from the program that made it."
-        )
 
 
 # Reading
 
 
 class ZarrSource(CheckedSource):
-    """A zarr array whose missing chunks are counted, and whose reading errors name the chunk."""
+    """A zarr array whose missing chunks are counted, and whose read errors name the chunk.
+
+    Parameters
+    ----------
+    array : array
+        A zarr array.
+    name : Path or str, default ""
+        Its name in messages; by default its path in the store.
+    """
 
     def __init__(self, array: Any, name: Path | str = "") -> None:
         super().__init__(array, name or str(array.store_path))
@@ -337,15 +225,21 @@ class ZarrSource(CheckedSource):
     def _where(self, index: Any) -> str:
         """The first chunk of `index` that cannot be read."""
         array = self._array
-        with contextlib.suppress(Exception):  # an index that is none
+        with contextlib.suppress(Exception):  # an invalid index
             for at in itertools.product(*self._chunk_ranges(index)):
-                region = tuple(slice(where * chunk, (where + 1) * chunk) for where, chunk in zip(at, array.chunks, strict=True))
+                region = tuple(
+                    slice(where * chunk, (where + 1) * chunk)
+                    for where, chunk in zip(at, array.chunks, strict=True)
+                )
                 try:
                     array[region]
                 except Exception:
                     if not array.shards:
                         return f"chunk {array.metadata.encode_chunk_key(at)} of "
-                    outer = tuple(where * chunk // shard for where, chunk, shard in zip(at, array.chunks, array.shards, strict=True))
+                    outer = tuple(
+                        where * chunk // shard
+                        for where, chunk, shard in zip(at, array.chunks, array.shards, strict=True)
+                    )
                     return f"chunk {at} in shard {array.metadata.encode_chunk_key(outer)} of "
         return ""
 
@@ -356,6 +250,8 @@ class ZarrSource(CheckedSource):
         full = (*given[:before], *whole, *given[before + 1 :])
         ranges = []
         for item, size, chunk in zip(full, self.shape, self._array.chunks, strict=True):
-            start, stop, _ = item.indices(size) if isinstance(item, slice) else (item % size, item % size + 1, 1)
+            start, stop, _ = (
+                item.indices(size) if isinstance(item, slice) else (item % size, item % size + 1, 1)
+            )
             ranges.append(range(start // chunk, -(-stop // chunk)))
         return ranges

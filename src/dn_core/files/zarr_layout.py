@@ -1,4 +1,4 @@
-"""How a zarr array lies in its store (chunks, shards, codecs, byte order, names of chunks), taken over from the input to the output."""
+"""Layout of zarr arrays (chunks, shards, codecs, byte order, chunk keys), kept in the output."""
 
 from __future__ import annotations
 
@@ -12,21 +12,46 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Layout", "create_as", "read_layout", "tell_dropped"]
+__all__ = ["Layout", "create_as", "read_layout", "warn_of_dropped_codecs"]
 
 _LOSSLESS = {
-    *("adler32", "blosc", "bytes", "bz2", "crc32", "crc32c", "delta", "endian", "fletcher32", "gzip", "jenkins_lookup3"),
-    *("lz4", "lzma", "packbits", "sharding_indexed", "shuffle", "transpose", "zlib", "zstd"),
+    "adler32",
+    "blosc",
+    "bytes",
+    "bz2",
+    "crc32",
+    "crc32c",
+    "delta",
+    "endian",
+    "fletcher32",
+    "gzip",
+    "jenkins_lookup3",
+    "lz4",
+    "lzma",
+    "packbits",
+    "sharding_indexed",
+    "shuffle",
+    "transpose",
+    "zlib",
+    "zstd",
 }
-"""Codecs that give back what they are given, whatever that is."""
+"""Codecs that decode to exactly what was encoded."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The description of an array in its store, word for word.
+    """The metadata document of an array, unchanged except for lossy codecs.
 
-    `document` is ``zarr.json`` or ``.zarray``, `attributes` what version 2 has beside it in ``.zattrs``, `dropped` names the codecs of the
-    input that are not among the document's any more.
+    Attributes
+    ----------
+    document : dict of str to object
+        ``zarr.json`` or ``.zarray``.
+    attributes : dict of str to object
+        Of zarr format 2, the content of ``.zattrs``.
+    shape, dtype
+        Of the array.
+    dropped : tuple of str, optional
+        Names of codecs of the input that were replaced in the document.
     """
 
     document: dict[str, Any]
@@ -44,11 +69,24 @@ class Layout:
             grid = document["chunk_grid"]["configuration"]
             grid["chunk_shape"] = [grid["chunk_shape"][axis] for axis in order]
             _reorder_codecs(document["codecs"], list(order))
-        attributes = {key: value for key, value in self.attributes.items() if key != "_ARRAY_DIMENSIONS"}
-        return replace(self, document=document, attributes=attributes, shape=tuple(self.shape[axis] for axis in order))
+        attributes = {
+            key: value for key, value in self.attributes.items() if key != "_ARRAY_DIMENSIONS"
+        }
+        return replace(
+            self,
+            document=document,
+            attributes=attributes,
+            shape=tuple(self.shape[axis] for axis in order),
+        )
 
 
 def _reorder_codecs(codecs: list[dict[str, Any]], order: list[int]) -> None:
+    """Adapt codecs, in place, to an array whose axis i is axis ``order[i]`` of the old one.
+
+    A transpose codec lists the axes of the array in the order in which they are stored. Each number
+    becomes the new position of that axis, so that the stored order stays the same. Sharding after
+    it follows the same permutation; without transposition its chunks are permuted as the array.
+    """
     for codec in codecs:
         settings = codec.get("configuration", {})
         if codec["name"] == "transpose":
@@ -59,7 +97,7 @@ def _reorder_codecs(codecs: list[dict[str, Any]], order: list[int]) -> None:
 
 
 def read_layout(array: Any, folder: Path | None = None) -> Layout:
-    """The layout of an array, word for word where it lies in a `folder`."""
+    """The layout of an array, from its metadata document in `folder` if it is there."""
     from zarr.core.buffer import default_buffer_prototype
 
     name = ".zarray" if array.metadata.zarr_format == 2 else "zarr.json"
@@ -69,13 +107,31 @@ def read_layout(array: Any, folder: Path | None = None) -> Layout:
         content = array.metadata.to_buffer_dict(default_buffer_prototype())[name].to_bytes()
     dtype = np.dtype(array.dtype)
     kept, dropped = _kept_codecs(json.loads(content), dtype)
-    return Layout(kept, dict(array.attrs), tuple(array.shape), dtype.newbyteorder("="), tuple(dropped))
+    return Layout(
+        kept, dict(array.attrs), tuple(array.shape), dtype.newbyteorder("="), tuple(dropped)
+    )
 
 
-def create_as(layout: Layout, shape: tuple[int, ...], names: Sequence[str] | None = None, folder: Path | None = None) -> Any:
-    """A new array with a layout, in a folder or else in memory; `names` are those of its axes, for version 3.
+def create_as(
+    layout: Layout,
+    shape: tuple[int, ...],
+    names: Sequence[str] | None = None,
+    folder: Path | None = None,
+) -> Any:
+    """Create an array with a layout.
 
-    All chunks are written, empty ones too: only so is a chunk that was lost told from a black one.
+    All chunks are written, empty ones too: only then can a lost chunk be told from a black one.
+
+    Parameters
+    ----------
+    layout : Layout
+        Chunks, shards, codecs and so on.
+    shape : tuple of int
+        The shape of the new array.
+    names : sequence of str, optional
+        Names of its axes, for zarr format 3.
+    folder : Path, optional
+        Where it is created; in memory by default.
     """
     import zarr
     from zarr.core.buffer import default_buffer_prototype
@@ -84,11 +140,17 @@ def create_as(layout: Layout, shape: tuple[int, ...], names: Sequence[str] | Non
     version: Literal[2, 3] = 2 if document["zarr_format"] == 2 else 3
     if version == 3 and names is not None:
         document["dimension_names"] = list(names)
-    files = {".zarray": document, ".zattrs": layout.attributes} if version == 2 else {"zarr.json": document}
+    files = (
+        {".zarray": document, ".zattrs": layout.attributes}
+        if version == 2
+        else {"zarr.json": document}
+    )
     contents = {name: json.dumps(content, indent=2).encode() for name, content in files.items()}
     if folder is None:
         buffer = default_buffer_prototype().buffer
-        store: Any = zarr.storage.MemoryStore({name: buffer.from_bytes(content) for name, content in contents.items()})
+        store: Any = zarr.storage.MemoryStore(
+            {name: buffer.from_bytes(content) for name, content in contents.items()}
+        )
     else:
         store = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,22 +160,30 @@ def create_as(layout: Layout, shape: tuple[int, ...], names: Sequence[str] | Non
         return zarr.open_array(store, mode="r+", zarr_format=version)
 
 
-def tell_dropped(codecs: Iterable[str], name: str, stacklevel: int) -> None:
+def warn_of_dropped_codecs(codecs: Iterable[str], name: str, stacklevel: int) -> None:
     """Warn of codecs of the input that the output does not have."""
     if codecs := sorted(set(codecs)):
         warnings.warn(
-            f"the codecs {', '.join(codecs)} of {name} lose digits or are not known here; zstd takes their place",
+            f"the codecs {', '.join(codecs)} of {name} are lossy or unknown; zstd replaces them",
             stacklevel=stacklevel + 1,
         )
 
 
-def _kept_codecs(document: dict[str, Any], dtype: np.dtype[Any]) -> tuple[dict[str, Any], list[str]]:
-    """A document whose codecs lose nothing of what is written with them, with a checksum where that is a switch; the others' names."""
+def _kept_codecs(
+    document: dict[str, Any], dtype: np.dtype[Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """A document with lossless codecs only, with checksums where they are an option.
+
+    The second value has the names of the codecs that were replaced.
+    """
     document = copy.deepcopy(document)
     if document["zarr_format"] == 3:
         document["codecs"], dropped = _kept_chain(document["codecs"], dtype)
         return document, dropped
-    chain = [*(document.get("filters") or ()), *([document["compressor"]] if document.get("compressor") else ())]
+    chain = [
+        *(document.get("filters") or ()),
+        *([document["compressor"]] if document.get("compressor") else ()),
+    ]
     if dropped := [codec["id"] for codec in chain if not _is_lossless(codec["id"], codec, dtype)]:
         document.update(filters=None, compressor={"id": "zstd", "level": 3, "checksum": True})
     elif document.get("compressor") and document["compressor"]["id"] == "zstd":
@@ -122,11 +192,20 @@ def _kept_codecs(document: dict[str, Any], dtype: np.dtype[Any]) -> tuple[dict[s
 
 
 def _kept_chain(codecs: list[Any], dtype: np.dtype[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    kept: list[dict[str, Any]] = [{"name": codec} if isinstance(codec, str) else codec for codec in codecs]
-    if dropped := [codec["name"] for codec in kept if not _is_lossless(codec["name"], codec.get("configuration", {}), dtype)]:
+    kept: list[dict[str, Any]] = [
+        {"name": codec} if isinstance(codec, str) else codec for codec in codecs
+    ]
+    if dropped := [
+        codec["name"]
+        for codec in kept
+        if not _is_lossless(codec["name"], codec.get("configuration", {}), dtype)
+    ]:
         endian = next((codec for codec in kept if codec["name"] in ("bytes", "endian")), None)
         little: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
-        return [endian or little, {"name": "zstd", "configuration": {"level": 3, "checksum": True}}], dropped
+        return [
+            endian or little,
+            {"name": "zstd", "configuration": {"level": 3, "checksum": True}},
+        ], dropped
     for codec in kept:
         settings = codec.get("configuration", {})
         if codec["name"] in ("zstd", "numcodecs.zstd"):
@@ -139,7 +218,7 @@ def _kept_chain(codecs: list[Any], dtype: np.dtype[Any]) -> tuple[list[dict[str,
 
 def _is_lossless(name: str, settings: dict[str, Any], dtype: np.dtype[Any]) -> bool:
     name = name.removeprefix("numcodecs.")
-    if name == "delta":  # differences of floats are rounded, narrower ones overflow
+    if name == "delta":  # differences of floats are rounded, and narrow ones overflow
         stored = np.dtype(settings.get("astype") or settings.get("dtype") or dtype)
         return dtype.kind in "iu" and stored.kind in "iu" and stored.itemsize >= dtype.itemsize
     if name == "packbits":

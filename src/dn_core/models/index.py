@@ -1,10 +1,12 @@
-"""``index.json``: the list of models in a registry, in the models folder and in the wheel; its format, and what is refused in it.
+"""Model indexes: the ``index.json`` of a registry, of the models folder and of the wheel.
 
 ::
 
-    {"format": 1, "sequence": 12,
-     "models": [{"name": "lab-fast", "version": 3, "file": "lab-fast-0123456789abcdef.safetensors", "sha256": "...", "bytes": 1200840,
-                 "licence": "BSD-3-Clause", "description": "...", "noise": "...", "scores": {"gaussian 25": 29.8}}]}
+    {"format": 2, "sequence": 12,
+     "models": [{"name": "lab-fast", "version": 3, "file": "lab-fast-0123456789abcdef.safetensors",
+     "sha256": "...", "bytes": 1200840,
+                 "license": "BSD-3-Clause", "description": "...", "noise": "...", "scores":
+                 {"gaussian 25": 29.8}}]}
 
 `sequence` grows with every change. Keys that are not known are kept and not used.
 """
@@ -16,48 +18,81 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from dn_core.checkpoints import MAX_FILE_BYTES, Card, read_card
+from msgspec import Meta
+
+from dn_core.checkpoints import Card, read_card
 from dn_core.errors import RegistryError
+from dn_core.tensor_files import MAX_FILE_BYTES
+from dn_core.validation import from_table, parse_json, read_value
 
 __all__ = ["Entry", "Index", "check_name", "content_name", "index_bytes", "parse_index"]
 
-FORMAT = 1
+FORMAT = 2
 FILE = "index.json"
 MAX_INDEX_BYTES = 5 * 10**6
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-FILE_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,199}/){0,4}[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-TEXTS = ("licence", "description", "noise", "source")
-SHA256 = re.compile(r"[0-9a-f]{64}")
+ADVICE = "Restore it."
 
 Kind = Literal["bundled", "downloaded", "own", "remote"]
+
+# As they stand in an index. A file's path has up to five parts and no "..".
+Counter = Annotated[int, Meta(ge=1, le=2**53 - 1)]
+FileName = Annotated[
+    str,
+    Meta(
+        pattern=r"\A(?!.*\.\.)([A-Za-z0-9][A-Za-z0-9._-]{0,199}(/(?!\Z)|\Z)){1,5}\Z",
+        description="with a relative path of letters, digits, '.', '_' and '-'",
+    ),
+]
+Records = Annotated[
+    tuple[dict[str, Any], ...], Meta(max_length=MAX_INDEX_BYTES, description="of tables")
+]
+SequenceNumber = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="of 64 hexadecimal digits")]
+Size = Annotated[int, Meta(ge=1, le=MAX_FILE_BYTES)]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model as an index lists it: enough to show it, to find its file, and to tell whether the file is the right one.
+    """A model as an index lists it: enough to show it, to find its file and to check it.
 
     Attributes
     ----------
-    kind
-        ``"bundled"`` comes with the package, ``"downloaded"`` and ``"own"`` lie in the models folder, ``"remote"`` is in a registry.
-    home
-        The folder or address that `file` is relative to.
-    version
+    name : str
+        Up to 100 lower-case letters, digits, ``.``, ``_`` and ``-``.
+    file : str
+        The path of the file, relative to `home`.
+    sha256 : str
+        The file's hash, 64 hexadecimal digits.
+    bytes : int
+        The file's size.
+    version : int
         Grows with each file that a registry publishes under the name.
-    scores
+    license : str
+        Of the weights, as an SPDX identifier.
+    description : str
+        A sentence for lists.
+    noise : str
+        What noise the model was made for, in words.
+    scores : dict
         PSNR in dB by level of noise, as the publisher measured it.
-    source
+    kind : {"bundled", "downloaded", "own", "remote"}
+        ``"bundled"`` comes with the package, ``"downloaded"`` and ``"own"`` lie in the models
+        folder, ``"remote"`` is in a registry.
+    home : str
+        The folder or address that `file` is relative to.
+    source : str
         The registry that a downloaded model came from.
     """
 
     name: str
-    file: str
-    sha256: str
-    bytes: int
-    version: int = 1
-    licence: str = ""
+    file: FileName
+    sha256: Sha256
+    bytes: Size
+    version: Counter
+    license: str = ""
     description: str = ""
     noise: str = ""
     scores: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -68,25 +103,55 @@ class Entry:
     @property
     def location(self) -> str:
         """The path or address of the file."""
-        return f"{self.home.rstrip('/')}/{self.file}" if self.kind == "remote" else str(Path(self.home) / self.file)
+        return (
+            f"{self.home.rstrip('/')}/{self.file}"
+            if self.kind == "remote"
+            else str(Path(self.home) / self.file)
+        )
 
     @property
     def path(self) -> Path:
         """Where the file is; only of models that are on this machine."""
         if self.kind == "remote":
-            raise ValueError(f"{self.name} is in a registry ({self.location}); a model on this machine is expected. Fetch it first.")
+            raise ValueError(
+                f"{self.name} is in a registry ({self.location}); a model on this machine is "
+                "expected. Fetch it first."
+            )
         return Path(self.home) / self.file
 
     def card(self) -> Card:
-        """What the model is: from the file's header, without its weights; of a remote model what the registry says about it."""
+        """What the model is, by its file's header; of a remote model what its registry says.
+
+        Returns
+        -------
+        Card
+            With the fields that are known.
+
+        Raises
+        ------
+        CheckpointError
+            When the file is damaged.
+        """
         if self.kind == "remote":
-            return Card(self.name, self.description, self.noise, self.licence, scores=self.scores)
+            return Card(self.name, self.description, self.noise, self.license, scores=self.scores)
         return read_card(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What an ``index.json`` says; `records` are its models as they stand there, with the keys that are not known here."""
+    """What an ``index.json`` says.
+
+    Attributes
+    ----------
+    sequence : int
+        Grows with every change.
+    entries : tuple of Entry
+        The models.
+    records : tuple of dict
+        The models as they stand there, with the keys that are not known here.
+    default : str
+        The model to use when none is named; only in the package's own index.
+    """
 
     sequence: int
     entries: tuple[Entry, ...]
@@ -100,11 +165,13 @@ def check_name(name: object) -> str:
     Raises
     ------
     ValueError
-        When it is anything but small letters, digits, ``.``, ``_`` and ``-``, begins with a sign, has ``..`` in it or is over 100 long.
+        When it is anything but lower-case letters, digits, ``.``, ``_`` and ``-``, begins with a
+        sign, has ``..`` in it or is over 100 long.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name) or ".." in name:
         raise ValueError(
-            f"a model cannot be named {ascii(name)[:80]}; up to 100 small letters, digits, '-', '_' and single '.' are expected. Rename it."
+            f"a model cannot be named {ascii(name)[:80]}: its name must be up to 100 small "
+            "letters, digits, '-', '_' and single '.'. Rename it."
         )
     return name
 
@@ -117,7 +184,14 @@ def content_name(name: str, sha256: str) -> str:
 def index_bytes(sequence: int, records: Sequence[dict[str, Any]]) -> bytes:
     """An index as it is stored; models in order of their names."""
     ordered = sorted(records, key=lambda record: str(record["name"]))
-    return (json.dumps({"format": FORMAT, "sequence": sequence, "models": ordered}, indent=1, ensure_ascii=False) + "\n").encode()
+    return (
+        json.dumps(
+            {"format": FORMAT, "sequence": sequence, "models": ordered},
+            indent=1,
+            ensure_ascii=False,
+        )
+        + "\n"
+    ).encode()
 
 
 def parse_index(content: bytes, home: str, kind: Kind | None = None, shown: str = "") -> Index:
@@ -125,9 +199,13 @@ def parse_index(content: bytes, home: str, kind: Kind | None = None, shown: str 
 
     Parameters
     ----------
-    home, kind
-        Of the entries; without a kind each record says its own, as in the models folder.
-    shown
+    content : bytes
+        The file.
+    home : str
+        The folder or address that it is in.
+    kind : Kind, optional
+        Of all its models; without it each record says its own, as in the models folder.
+    shown : str, default ""
         What messages call the index.
 
     Raises
@@ -137,67 +215,63 @@ def parse_index(content: bytes, home: str, kind: Kind | None = None, shown: str 
     """
     where = shown or f"{home}/{FILE}"
     table = _parse(content, where)
-    if table.get("format") != FORMAT:
-        raise RegistryError(f"{where} has format {table.get('format')!r:.40}; {FORMAT} is expected. Upgrade napari-dnresnet.")
-    sequence, records = table.get("sequence"), table.get("models")
-    if type(sequence) is not int or not 0 <= sequence < 2**53:
-        raise RegistryError(f"{where} has the sequence number {sequence!r:.40}; a whole number is expected. Restore it.")
-    if not isinstance(records, list):
-        raise RegistryError(f"{where} has no list of models. Restore it.")
+    found = table.get("format")
+    if found != FORMAT or type(found) is not int:
+        older = type(found) is int and 0 < found < FORMAT
+        advice = (
+            "An older version wrote it: move it away and add its models again, or ask who runs "
+            "the registry to publish them again"
+            if older
+            else "Upgrade napari-dnresnet"
+        )
+        raise RegistryError(f"{where} must have format {FORMAT}, got {found!r:.40}. {advice}.")
+    try:
+        sequence = read_value(table.get("sequence"), SequenceNumber, "sequence", ADVICE)
+        records = read_value(table.get("models"), Records, "models", ADVICE)
+    except ValueError as error:
+        raise RegistryError(f"{where} is not an index of models: {error}") from error
     entries = tuple(_entry(record, where, home, kind) for record in records)
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RegistryError(f"{where} lists {twice[0]} twice; each name is expected once. Restore it.")
-    return Index(sequence, entries, tuple(records), str(table.get("default", "")))
+        raise RegistryError(f"{where} must list each name once, got {twice[0]} twice. {ADVICE}")
+    return Index(sequence, entries, records, str(table.get("default", "")))
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(table := dict(pairs)) != len(pairs):
-            raise ValueError("a key stands there twice")
-        return table
-
     if len(content) > MAX_INDEX_BYTES:
-        raise RegistryError(f"{where} has {len(content)} bytes; at most {MAX_INDEX_BYTES} are expected. Is it the right address?")
+        raise RegistryError(
+            f"{where} must have at most {MAX_INDEX_BYTES} bytes, got {len(content)}. Is it the "
+            "right address?"
+        )
     if content.lstrip()[:1] == b"<":
-        raise RegistryError(f"{where} is a web page, not an index of models. Is it the right address, and does it ask for a login?")
+        raise RegistryError(
+            f"{where} is a web page, not an index of models. Is it the right address, and does it "
+            "ask for a login?"
+        )
     try:
-        table = json.loads(content, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise RegistryError(f"{where} is damaged or cut off ({type(error).__name__}: {error}); JSON is expected. Restore it.") from error
+        table = parse_json(content)
+    except ValueError as error:
+        raise RegistryError(
+            f"{where} must be JSON with each key once, got damaged or cut-off content ({error}). "
+            f"{ADVICE}"
+        ) from error
     if not isinstance(table, dict):
-        raise RegistryError(f"{where} is not an index of models: a JSON object is expected. Is it the right address?")
+        raise RegistryError(
+            f"{where} must be a JSON object, got {type(table).__name__}. Is it the right address?"
+        )
     return table
 
 
-def _entry(record: Any, where: str, home: str, kind: Kind | None) -> Entry:
-    if not isinstance(record, dict):
-        raise RegistryError(f"{where} lists {record!r:.60} as a model; a table is expected. Restore it.")
+def _entry(record: dict[str, Any], where: str, home: str, kind: Kind | None) -> Entry:
+    """A model of an index; keys that are not known are left out."""
+    known = Entry.__dataclass_fields__.keys() - {"home"}
+    table = {key: value for key, value in record.items() if key in known}
+    table |= {"home": home, "kind": kind or record.get("kind")}
     try:
         name = check_name(record.get("name"))
     except ValueError as error:
         raise RegistryError(f"{where}: {error}") from error
-    file, digest, size, version = (record.get(key) for key in ("file", "sha256", "bytes", "version"))
-    wrong = {
-        "file": not isinstance(file, str) or not FILE_NAME.fullmatch(file) or ".." in file,
-        "sha256": not isinstance(digest, str) or not SHA256.fullmatch(digest),
-        "bytes": type(size) is not int or not 0 < size <= MAX_FILE_BYTES,
-        "version": type(version) is not int or not 0 < version < 2**53,
-        "kind": kind is None and record.get("kind") not in get_args(Kind),
-        "scores": not isinstance(record.get("scores", {}), dict),
-        **{key: not isinstance(record.get(key, ""), str) for key in TEXTS},
-    }
-    if bad := [key for key, is_wrong in wrong.items() if is_wrong]:
-        raise RegistryError(f"{where} lists {name} with the {bad[0]} {ascii(record.get(bad[0]))[:80]}, which cannot be. Restore it.")
-    texts = {key: record.get(key, "") for key in TEXTS}
-    return Entry(
-        name=name,
-        file=str(file),
-        sha256=str(digest),
-        bytes=int(size or 0),
-        version=int(version or 0),
-        **texts,
-        scores=record.get("scores", {}),
-        kind=kind or record["kind"],
-        home=home,
-    )
+    try:
+        return from_table(Entry, table, "the model", ADVICE)
+    except ValueError as error:
+        raise RegistryError(f"{where} lists {name} wrongly: {error}") from error

@@ -1,7 +1,8 @@
-"""Models from a registry: a folder, a web address or an object store with an ``index.json`` and the files that it names.
+"""Downloading models from a registry: a folder, web address or store with an ``index.json``.
 
-What is checked: the index (see `index`), that its sequence number never falls, each file's size while it comes and its hash and content
-before it gets its name. A download that fails or is cancelled leaves nothing behind.
+What is checked: the index (see `index`), that its sequence number never falls, each file's size
+while it comes and its hash and content before it gets its name. A download that fails or is
+cancelled leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from pathlib import Path
 
 from dn_core.errors import CheckpointError, RegistryError, UnknownModelError
 from dn_core.models import registry
+from dn_core.models.folder import LOCK_SECONDS, models_folder, writable_models_folder
 from dn_core.models.index import FILE, MAX_INDEX_BYTES, Entry, check_name, content_name, parse_index
-from dn_core.models.web import Limits, check_address, read_pieces, read_whole, shown
-from dn_core.safe_write import free_bytes, replaced_file
+from dn_core.models.sources import check_address, read_pieces, read_whole
+from dn_core.models.web import Limits, shown
+from dn_core.safe_write import atomic_write, free_bytes
 
 __all__ = ["FetchProgress", "Limits", "fetch", "fetch_steps", "remote_entries"]
 
@@ -31,7 +34,17 @@ SEEN = "registries"
 
 @dataclass(frozen=True, slots=True)
 class FetchProgress:
-    """Where a download is: bytes `done` of `total`, and the `path` of the model with the last one."""
+    """Where a download is.
+
+    Attributes
+    ----------
+    done : int
+        Bytes downloaded.
+    total : int
+        Bytes of the model.
+    path : Path or None
+        The model's file, with the last one.
+    """
 
     done: int
     total: int
@@ -43,15 +56,23 @@ def remote_entries(address: str | Path, limits: Limits | None = None) -> tuple[E
 
     Parameters
     ----------
-    address
-        A folder, ``https://...``, or a store of fsspec such as ``s3://...``.
+    address : str or Path
+        A folder, ``https://...``, or an object store of fsspec such as ``s3://...``.
+    limits : Limits, optional
+        How long to wait for a web server.
+
+    Returns
+    -------
+    tuple of Entry
+        In the order of its index; their `kind` is ``"remote"``.
 
     Raises
     ------
     OSError
-        When it cannot be reached: FileNotFoundError, PermissionError, TimeoutError or ConnectionError.
+        When it cannot be reached: FileNotFoundError, PermissionError, TimeoutError or
+        ConnectionError.
     RegistryError
-        When it is no registry, is damaged, or is older than it was before.
+        When it is not a registry, is damaged, or is older than it was before.
     """
     address = _plain(address)
     # Looked up before: while this one reads, another program may see, and remember, a newer index.
@@ -63,28 +84,66 @@ def remote_entries(address: str | Path, limits: Limits | None = None) -> tuple[E
 
 
 def fetch(name: str, address: str | Path, limits: Limits | None = None) -> Path:
-    """Download a model; see `fetch_steps`."""
+    """Download a model into the models folder, where it is found by its name from then on.
+
+    Parameters
+    ----------
+    name : str
+        A name that `remote_entries` lists.
+    address : str or Path
+        A folder, ``https://...``, or an object store of fsspec such as ``s3://...``.
+    limits : Limits, optional
+        How long to wait for a web server.
+
+    Returns
+    -------
+    Path
+        The model's file.
+
+    Raises
+    ------
+    UnknownModelError, ValueError, RegistryError, OSError
+        As `fetch_steps`.
+    """
     path = Path()
     for step in fetch_steps(name, address, limits):
         path = step.path or path
     return path
 
 
-def fetch_steps(name: str, address: str | Path, limits: Limits | None = None) -> Generator[FetchProgress]:
-    """Download a model into the models folder, where it is found by its name from then on; close the generator to cancel.
+def fetch_steps(
+    name: str, address: str | Path, limits: Limits | None = None
+) -> Generator[FetchProgress]:
+    """Download a model into the models folder; close the generator to cancel.
 
-    A model that is here already with the same content is not downloaded again; an older version is replaced.
+    A model that is here already with the same content is not downloaded again; an older version is
+    replaced.
+
+    Parameters
+    ----------
+    name : str
+        A name that `remote_entries` lists.
+    address : str or Path
+        A folder, ``https://...``, or an object store of fsspec such as ``s3://...``.
+    limits : Limits, optional
+        How long to wait for a web server.
+
+    Yields
+    ------
+    FetchProgress
+        With each piece, and at least twice a second; the last one has the model's path.
 
     Raises
     ------
     UnknownModelError
-        When the registry does not have it, with the names that come near.
+        When the registry does not have it, with similar names.
     ValueError
         When the name is not allowed, or belongs to another model here.
     RegistryError
         As `remote_entries`, and when the file is not the one that the index names.
     OSError
-        As `remote_entries`, and when it cannot be stored. On any error, and when cancelled, the models are as before.
+        As `remote_entries`, and when it cannot be stored. On any error, and when cancelled, the
+        models are unchanged.
     """
     address = _plain(address)
     offered = _offered(check_name(name), address, limits)
@@ -92,7 +151,7 @@ def fetch_steps(name: str, address: str | Path, limits: Limits | None = None) ->
         offered,
         kind="downloaded",
         file=content_name(offered.name, offered.sha256),
-        home=str(registry.models_folder()),
+        home=str(models_folder()),
         source=shown(address),
     )
     if there := registry.present(entry):
@@ -104,14 +163,20 @@ def fetch_steps(name: str, address: str | Path, limits: Limits | None = None) ->
             yield FetchProgress(0, entry.bytes)
             yield from _download(offered, temporary, address, limits)
     except CheckpointError as error:
-        raise RegistryError(f"{shown(offered.location)} cannot be used, and was not kept: {error}") from error
+        raise RegistryError(
+            f"{shown(offered.location)} cannot be used, and was not kept: {error}"
+        ) from error
     yield FetchProgress(entry.bytes, entry.bytes, entry.path)
 
 
 def _plain(address: str | Path) -> str:
     """An address in one spelling, so that it is known again: folders as whole paths."""
     text = str(address)
-    return str(Path(text).expanduser().absolute()) if check_address(text) == "folder" else text.rstrip("/")
+    return (
+        str(Path(text).expanduser().absolute())
+        if check_address(text) == "folder"
+        else text.rstrip("/")
+    )
 
 
 def _offered(name: str, address: str, limits: Limits | None) -> Entry:
@@ -119,11 +184,17 @@ def _offered(name: str, address: str, limits: Limits | None) -> Entry:
     if name in offered:
         return offered[name]
     near = difflib.get_close_matches(name, offered, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(sorted(offered)) or 'none'}."
+    hint = (
+        f"Did you mean {' or '.join(near)}?"
+        if near
+        else f"It has {', '.join(sorted(offered)) or 'none'}."
+    )
     raise UnknownModelError(f"there is no model {name!r} in {shown(address)}. {hint}")
 
 
-def _download(offered: Entry, target: Path, address: str, limits: Limits | None) -> Generator[FetchProgress]:
+def _download(
+    offered: Entry, target: Path, address: str, limits: Limits | None
+) -> Generator[FetchProgress]:
     """Write the file's bytes, with their number; its hash is checked when it gets its name."""
     done, digest, start = 0, hashlib.sha256(), b""
     pieces = read_pieces(address, offered.file, offered.bytes, limits)
@@ -141,12 +212,16 @@ def _download(offered: Entry, target: Path, address: str, limits: Limits | None)
         return
     where = shown(offered.location)
     if start[:1] == b"<":
-        raise RegistryError(f"{where} is a web page of {done} bytes, a model is expected. Does the server ask for a login?")
+        raise RegistryError(
+            f"{where} is a web page of {done} bytes, not a model. Does the server ask for a login?"
+        )
     if done < offered.bytes:
-        raise ConnectionError(errno.ECONNABORTED, f"got {done} of {offered.bytes} bytes; try again", where)
+        raise ConnectionError(
+            errno.ECONNABORTED, f"got {done} of {offered.bytes} bytes; try again", where
+        )
     raise RegistryError(
-        f"{where} has sha256 {digest.hexdigest()}, {offered.sha256} is expected: it is not the file that the index names. "
-        "It was not kept; ask who runs the registry."
+        f"{where} must have sha256 {offered.sha256}, got {digest.hexdigest()}: it is not the file "
+        "that the index names, and was not kept. Ask who runs the registry."
     )
 
 
@@ -156,19 +231,25 @@ def _writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         advice = "make room, or name another folder in DN_MODELS"
-        raise OSError(error.errno, f"the model cannot be written ({error.strerror}); {advice}", str(target.parent)) from error
+        raise OSError(
+            error.errno,
+            f"the model cannot be written ({error.strerror}); {advice}",
+            str(target.parent),
+        ) from error
 
 
 def _check_space(folder: Path, needed: int) -> None:
     free = free_bytes(folder)
     if free < needed:
         advice = "make room, or name another folder in DN_MODELS"
-        raise OSError(errno.ENOSPC, f"the model needs {needed} bytes, {free} are free; {advice}", str(folder))
+        raise OSError(
+            errno.ENOSPC, f"the model needs {needed} bytes, {free} are free; {advice}", str(folder)
+        )
 
 
 def _memory(address: str) -> Path:
     """The file that remembers how new a registry was."""
-    return registry.models_folder() / SEEN / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.json"
+    return models_folder() / SEEN / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.json"
 
 
 def _keep_sequence(address: str, sequence: int, seen: int) -> None:
@@ -176,22 +257,30 @@ def _keep_sequence(address: str, sequence: int, seen: int) -> None:
     path = _memory(address)
     if sequence < seen:
         raise RegistryError(
-            f"{shown(address)} has the sequence number {sequence}; at least {seen} is expected, as it had that before: an old copy. "
-            f"Ask who runs the registry; if it was made anew, delete {path}."
+            f"{shown(address)} must have a sequence number of at least {seen}, as before, got "
+            f"{sequence}: an old copy. Ask who runs the registry; if it was made anew, delete "
+            f"{path}."
         )
     if sequence == seen:
         return
     try:
-        registry.writable_models_folder()
+        writable_models_folder()
         path.parent.mkdir(exist_ok=True)
         from dn_core.locks import locked
 
-        with locked(path.with_suffix(".lock"), registry.LOCK_SECONDS, "another process has kept it locked"):
+        with locked(path.with_suffix(".lock"), LOCK_SECONDS, "another process has kept it locked"):
             if sequence > _seen(path):
-                with replaced_file(path) as temporary:
-                    temporary.write_text(json.dumps({"address": shown(address), "sequence": sequence}), encoding="utf-8")
+                with atomic_write(path) as temporary:
+                    temporary.write_text(
+                        json.dumps({"address": shown(address), "sequence": sequence}),
+                        encoding="utf-8",
+                    )
     except OSError as error:
-        warnings.warn(f"how new {shown(address)} is cannot be remembered ({error}); an old copy of it would not be noticed.", stacklevel=4)
+        warnings.warn(
+            f"the sequence number of {shown(address)} cannot be remembered ({error}); an old copy "
+            "of it would not be noticed.",
+            stacklevel=4,
+        )
 
 
 def _seen(path: Path) -> int:
@@ -200,4 +289,6 @@ def _seen(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError):
         return -1
     except (ValueError, KeyError, TypeError) as error:
-        raise RegistryError(f"{path} is damaged; the newest sequence number seen is expected in it. Delete it.") from error
+        raise RegistryError(
+            f"{path} must hold the newest sequence number seen, got damaged content. Delete it."
+        ) from error

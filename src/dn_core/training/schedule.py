@@ -1,4 +1,7 @@
-"""When a training ends, by steps or by the clock, and the learning rate on the way there. No other module decides either."""
+"""Training schedule: the end of a run, by steps or by the clock, and the learning rate on the way.
+
+No other module decides either.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,38 @@ __all__ = ["Clock", "Schedule"]
 
 LOWEST_RATE = 0.01
 WARM_UP_PART = 0.1
-"""By the clock, the rate is at its highest after this part of the time, however few steps that were."""
+"""By the clock, the rate is at its highest after this part of the time, however few the steps."""
 SCORES = 15
-"""By the clock, epochs are so short that there are about so many, where each has fewer steps than the recipe says."""
+"""By the clock, epochs end early so that there are about this many, if steps are slow."""
 TRAINING_PART = 4
-"""By the clock, an epoch lasts at least so many times as long as what ends it: a score, and saving."""
+"""By the clock, an epoch takes at least this many times as long as its score and saving."""
 
 
 class Clock:
-    """Seconds of training, those of earlier processes included; it stands still until it is started and while it is paused."""
+    """Seconds of training, including those of earlier processes.
+
+    It stands still until it is started, and while it is paused.
+    """
 
     def __init__(self) -> None:
         self._before, self._since = 0.0, math.nan
 
     @property
     def seconds(self) -> float:
-        """How long training has lasted."""
-        return self._before if math.isnan(self._since) else self._before + time.monotonic() - self._since
+        """Seconds of training so far."""
+        return (
+            self._before
+            if math.isnan(self._since)
+            else self._before + time.monotonic() - self._since
+        )
 
     def start(self, seconds: float = 0.0) -> None:
-        """Go on, from `seconds`."""
+        """Start at a number of seconds."""
         self._before, self._since = seconds, time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stand still meanwhile."""
+        """Stand still while the ``with`` block lasts."""
         self._before, self._since = self.seconds, math.nan
         try:
             yield
@@ -48,28 +58,63 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The end of a stage of `recipe`: after its steps or, where it has `minutes`, after these, whichever comes first.
+    """Budget and learning rate of a stage, by steps or by the clock.
 
-    How far it is, is a part, 0..1, of steps or of time, of which the larger counts: learning rate and phases follow it. So the rate has
-    fallen to its end when the time is over, whatever else the machine had to do.
+    A stage ends after the recipe's steps or, where it has `minutes`, after these, whichever comes
+    first. The part that is done, 0..1, is that of the steps or that of the time, whichever is
+    larger; learning rate and phases follow it. So the rate has fallen to its end when the time is
+    over, whatever else the machine had to do.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The recipe of the stage.
     """
 
     recipe: Recipe
 
     @property
     def seconds(self) -> float:
-        """The time there is; 0 for a training by steps alone."""
+        """The budget in seconds; 0 for a run by steps alone."""
         return self.recipe.minutes * 60
 
     def part(self, step: int, seconds: float, ending: float = 0.0) -> float:
-        """How far it is after `step` steps in `seconds`; `ending` seconds are kept for what comes after the last step."""
+        """The part that is done, 0..1.
+
+        Parameters
+        ----------
+        step : int
+            Steps done.
+        seconds : float
+            Seconds of training so far.
+        ending : float, default 0.0
+            Seconds that are kept for what comes after the last step: a score, and saving.
+
+        Returns
+        -------
+        float
+            1 at the end.
+        """
         of_steps = min(1.0, step / self.recipe.steps)
         if not self.seconds:
             return of_steps
         return max(of_steps, min(1.0, seconds / max(self.seconds - ending, 1e-9)))
 
     def rate(self, step: int, part: float) -> float:
-        """What the learning rate is multiplied with in `step`, that far on."""
+        """The factor of the learning rate.
+
+        Parameters
+        ----------
+        step : int
+            The step, from 0.
+        part : float
+            The part that is done.
+
+        Returns
+        -------
+        float
+            0..1.
+        """
         warm = min(1.0, (step + 1) / max(self.recipe.warm_up, 1))
         if self.seconds:
             warm = max(warm, min(1.0, part / WARM_UP_PART))
@@ -78,11 +123,11 @@ class Schedule:
         return warm * (LOWEST_RATE + (1 - LOWEST_RATE) * 0.5 * (1 + math.cos(math.pi * part)))
 
     def phase(self, step: int, part: float) -> Phase:
-        """What `step` learns from; by the clock, the steps of phases are their shares of the time."""
+        """The phase of a step; by the clock, the steps of phases are their shares of the time."""
         return self.recipe.phase_at(max(step, int(part * self.recipe.steps)))
 
     def epoch_ends(self, steps: int, seconds: float, ending: float) -> bool:
-        """Whether an epoch of so many steps, in so many seconds, is to be ended, which takes `ending` seconds."""
+        """Whether an epoch of `steps` and `seconds` ends now, which takes `ending` seconds."""
         enough = steps >= self.recipe.epoch
         if not self.seconds:
             return enough

@@ -1,0 +1,1 @@
+"""Training data: clean images, user images, patches and their augmentation."""
