@@ -331,6 +331,11 @@ class TrainWidget(Dock):
                 f"There is an unfinished training run {self._name} with other images or settings. "
                 "Choose another name."
             )
+        elif "another version began" in self._error:
+            self.tell(
+                f"Another version of the plugin began the training run {self._name}, which cannot "
+                "be resumed. Choose another name."
+            )
         elif self._error:
             self.tell(self._error)
         elif not self._done:

@@ -204,24 +204,32 @@ def refused_images(folder: Any) -> tuple[Any, str]:
     return picture()[:64, :64], "8192 pixels together, got 4096"
 
 
-def refused_by_the_state(folder: Any) -> tuple[Any, str]:
+def refused_by_the_state(folder: Any, **more: Any) -> tuple[Any, str]:
     """There is the state of a training run with other images."""
     from dn_core.tensor_files import write_tensors
 
     (folder / "my-noise-training").mkdir(parents=True)
     state = {
+        "format": 2,
         "recipe": {"name": "other"},
         "data": "other",
         "precision": "float32",
         "stage": 0,
         "start": "",
         "step": 0,
+        **more,
     }
     path = folder / "my-noise-training" / "state.safetensors"
     write_tensors(
         path, {"network.a": np.zeros(1, np.float32)}, {"dn_resnet_training": json.dumps(state)}
     )
     return picture()[:128, :128], "unfinished training run my-noise with other images"
+
+
+def refused_by_an_older_state(folder: Any) -> tuple[Any, str]:
+    """There is a training run that another version of the program began."""
+    clean, _ = refused_by_the_state(folder, format=1)
+    return clean, "Another version of the plugin began the training run my-noise"
 
 
 def refused_name(folder: Any) -> tuple[Any, str]:
@@ -231,7 +239,9 @@ def refused_name(folder: Any) -> tuple[Any, str]:
     return picture()[:128, :128], "a model of this name"
 
 
-@pytest.mark.parametrize("why", [refused_images, refused_by_the_state, refused_name])
+@pytest.mark.parametrize(
+    "why", [refused_images, refused_by_the_state, refused_by_an_older_state, refused_name]
+)
 def test_a_training_run_that_is_refused_leaves_no_copy_of_the_images(viewer, widget, wait, why):
     clean, words = why(training_runs_folder())
     before = left()
