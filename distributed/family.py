@@ -26,6 +26,7 @@ from dn_cluster.command import (
     StorageAddress,
     Wait,
     command_app,
+    data_address,
     run_and_report,
 )
 
@@ -78,7 +79,7 @@ def main(
             is_large = name in (large or ())
             return TrainingJob(
                 recipe,
-                data=Storage.at(data).address,
+                data=data_address(data),
                 storage=run_storage,
                 # Two bundled recipes may train the same model, as dn-fast and dn-fast-gpu do.
                 name=name if name in bundled else recipe.name,

@@ -267,10 +267,14 @@ class DenoiseWidget(Dock):
         }
 
     def _request(self) -> DenoiseRequest | None:
+        from dn_core.models.registry import reference
+
         axes = self.axes.chosen()
         if axes is None:
             return None
-        return DenoiseRequest.of(self.layer.value, axes, self.denoise_options())
+        # With its version, so that what the result says of itself makes it again after an update.
+        options = self.denoise_options() | {"model": reference(self.model.value)}
+        return DenoiseRequest.of(self.layer.value, axes, options)
 
     def _preview_request(self) -> PreviewRequest | None:
         axes = self.axes.chosen()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelsWidget", "card_text", "model_list", "model_names", "models_here"]
 
-COLUMNS = ("Model", "Made for", "kB", "Origin")
+COLUMNS = ("Model", "Made for", "kB", "Origin", "Version")
 ORIGINS = {
     "bundled": "bundled",
     "downloaded": "downloaded",
@@ -80,30 +80,31 @@ model_list = _ModelList()
 
 
 def models_here() -> tuple[Entry, ...]:
-    """The models on this machine, the default one first."""
+    """The models on this machine, the default one first, older versions after the newest."""
     from dn_core.models import registry
 
     use_models_folder()
-    return registry.entries()
+    return registry.entries(older=True)
 
 
 def model_names(widget: Any = None) -> list[str]:
-    """The names of `models_here`, as choices of a magicgui widget."""
-    return [entry.name for entry in models_here()]
+    """The names of `models_here`, as choices of a magicgui widget: older versions come last."""
+    names: list[str] = []
+    older: list[str] = []
+    for entry in models_here():
+        if entry.name in names:
+            older.append(entry.reference)
+        else:
+            names.append(entry.name)
+    return [*names, *older]
 
 
 def card_text(entry: Entry) -> str:
     """A description of a model for the user, from its card."""
     from dn_core import load_model
+    from dn_core.models.facts import model_facts
 
-    card = entry.card()
-    lines = [f"{card.name}: {card.description}", f"Made for: {card.noise or 'not stated'}"]
-    if card.scores:
-        scores = (f"{name.replace('_', ' ')} {value}" for name, value in card.scores.items())
-        lines.append(f"Scores (dB): {', '.join(scores)}")
-    if steps := card.training.get("steps"):
-        megapixels = card.training.get("megapixels", 0)
-        lines.append(f"Trained for {steps:,} steps ({megapixels:,.0f} megapixels)")
+    facts = model_facts(entry)
     speed = []
     if entry.kind != "remote":
         macs = load_model(entry.path).config.macs_per_pixel
@@ -111,12 +112,8 @@ def card_text(entry: Entry) -> str:
     if entry.sha256 in model_list.speeds:
         speed.append(model_list.speeds[entry.sha256])
     if speed:
-        lines.append(f"Speed: {'; '.join(speed)}")
-    lines.append(
-        f"License: {card.license or 'not stated'}; {entry.bytes / 1000:,.0f} kB; sha256 "
-        f"{entry.sha256[:16]}..."
-    )
-    return "\n".join(lines)
+        facts = facts | {"Speed": "; ".join(speed)}
+    return "\n".join(f"{name}: {text}" for name, text in facts.items())
 
 
 class ModelsWidget(Dock):
@@ -216,20 +213,22 @@ class ModelsWidget(Dock):
 
         chosen, default = self.chosen, registry.default_name()
         here = list(models_here())
-        known = {(entry.name, entry.sha256) for entry in here}
+        known = {(entry.reference, entry.sha256) for entry in here}
         self._entries = here + [
-            entry for entry in self._remote if (entry.name, entry.sha256) not in known
+            entry for entry in self._remote if (entry.reference, entry.sha256) not in known
         ]
+        newest = {entry.name: entry.reference for entry in reversed(here)}
         self.table.setRowCount(len(self._entries))
         for row, entry in enumerate(self._entries):
-            name = f"{entry.name} (default)" if entry.name == default else entry.name
+            is_default = entry.name == default and entry.reference == newest[default]
+            name = f"{entry.name} (default)" if is_default else entry.name
             size = f"{entry.bytes / 1000:,.0f}"
-            texts = (name, _card_noise(entry), size, ORIGINS[entry.kind])
+            texts = (name, _card_noise(entry), size, ORIGINS[entry.kind], str(entry.version))
             for column, text in enumerate(texts):
                 item = QTableWidgetItem(text)
                 item.setToolTip(text)
                 self.table.setItem(row, column, item)
-        self.choose(default if chosen is None else chosen.name)
+        self.choose(default if chosen is None else chosen.reference)
 
     @property
     def chosen(self) -> Entry | None:
@@ -239,9 +238,12 @@ class ModelsWidget(Dock):
         return self._entries[rows[0].row()] if rows else None
 
     def choose(self, name: str) -> None:
-        """Select the row of a model; the one on this machine if there is another to download."""
+        """Select the row of a model, named alone or with its version.
+
+        Where several have the name, the newest one on this machine is selected.
+        """
         for row, entry in enumerate(self._entries):
-            if entry.name == name:
+            if name in (entry.name, entry.reference):
                 self.table.selectRow(row)
                 break
         self._show_card()
@@ -304,7 +306,7 @@ class ModelsWidget(Dock):
             )
             return
         try:
-            registry.remove(entry.name)
+            registry.remove(entry.reference)
         except (ValueError, OSError) as error:
             self.tell_error(error)
             return

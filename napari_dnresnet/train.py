@@ -31,7 +31,7 @@ __all__ = ["CLEAN", "PAIR", "REPEATS", "TrainWidget"]
 PAIR = "Noisy and clean layer"
 REPEATS = "Repeats of one scene"
 CLEAN = "Clean layer and a noise model"
-NOISES = ("gaussian", "poisson", "poisson-gaussian")
+NOISES = ("gaussian", "poisson", "poisson-gaussian", "detector")
 DESCRIPTIONS = {
     PAIR: "Both layers show the same scenes. The clean one may be a long exposure or an average.",
     REPEATS: "A stack of images of the same scene, each with its own noise. No clean image is "
@@ -58,6 +58,22 @@ class TrainWidget(Dock):
         self.kind = ComboBox(label="Noise", choices=NOISES, value="gaussian")
         self.sigma = FloatSpinBox(label="Sigma", value=10, min=0, max=1e6, step=0.5)
         self.peak = FloatSpinBox(label="Peak photon count", value=20, min=0.01, max=1e9)
+        self.gain = FloatSpinBox(label="Gain (grey levels an electron)", value=1, max=1e6, step=0.1)
+        self.read_noise = FloatSpinBox(label="Read noise (grey levels)", value=2, max=1e6, step=0.5)
+        self.offset = FloatSpinBox(label="Offset (grey level)", value=0, max=1e6, step=1)
+        self.correlation = FloatSpinBox(label="Correlation (pixels)", value=0, max=16, step=0.1)
+        self._noise_options = {
+            "gaussian": {"sigma": self.sigma},
+            "poisson": {"peak": self.peak},
+            "poisson-gaussian": {"sigma": self.sigma, "peak": self.peak},
+            "detector": {
+                "gain": self.gain,
+                "read-noise": self.read_noise,
+                "offset": self.offset,
+                "correlation": self.correlation,
+            },
+        }
+        """The options of ``dn-resnet finetune`` that each kind of noise has."""
         self.start_from = ComboBox(label="Start from", choices=model_names)
         self.model_name = LineEdit(label="Name", value="my-noise")
         self.minutes = FloatSpinBox(label="Minutes", value=5, min=0.05, max=100_000, step=1)
@@ -69,7 +85,7 @@ class TrainWidget(Dock):
         self.losses = Curve("loss", "loss")
         self.crops = Crops()
         self._paused, self._done = False, False
-        self._name = self._new_model = self._error = ""
+        self._name = self._new_model = self._error = self._error_type = ""
         self._trained: set[str] = set()
         """Names of models that were trained in this session, and may be replaced."""
         self._arrange()
@@ -86,6 +102,10 @@ class TrainWidget(Dock):
             self.kind,
             self.sigma,
             self.peak,
+            self.gain,
+            self.read_noise,
+            self.offset,
+            self.correlation,
             self.start_from,
             self.model_name,
             self.minutes,
@@ -98,6 +118,10 @@ class TrainWidget(Dock):
             self.native.layout().addWidget(plot)
         self.axis.tooltip = "The axis along which the same scene is repeated, counted from 0"
         self.peak.tooltip = "How many photons white (the largest value) stands for"
+        self.gain.tooltip = "Grey levels for each photoelectron, from the camera's data sheet"
+        self.read_noise.tooltip = "Noise without light: electrons of the data sheet times the gain"
+        self.offset.tooltip = "The grey level that the camera gives without light"
+        self.correlation.tooltip = "Width of the Gaussian that blurs the noise; 0 for white noise"
         self.start_from.tooltip = "The model that training begins with"
         self.model_name.tooltip = "Name of the new model"
         self.stop.tooltip = "End now with the best weights so far"
@@ -126,9 +150,13 @@ class TrainWidget(Dock):
         self.clean.visible = mode != REPEATS
         self.axis.visible = mode == REPEATS
         self.kind.visible = mode == CLEAN
-        self.sigma.visible = mode == CLEAN and noise != "poisson"
         self.sigma.label = "Sigma (grey levels)" if noise == "gaussian" else "Sigma (photons)"
-        self.peak.visible = mode == CLEAN and noise != "gaussian"
+        for options in self._noise_options.values():
+            for setting in options.values():
+                setting.visible = False
+        if mode == CLEAN:
+            for setting in self._noise_options[noise].values():
+                setting.visible = True
         self._show_state()
 
     def training_images(self) -> dict[str, PlaneStack]:
@@ -177,10 +205,8 @@ class TrainWidget(Dock):
             arguments += ["--axis", str(self.axis.value + images["repeats"].channels_last)]
         if self.mode.value == CLEAN:
             arguments += ["--noise-kind", noise]
-            if noise != "poisson":
-                arguments += ["--sigma", f"{self.sigma.value:g}"]
-            if noise != "gaussian":
-                arguments += ["--peak", f"{self.peak.value:g}"]
+            for option, setting in self._noise_options[noise].items():
+                arguments += [f"--{option}", f"{setting.value:g}"]
         return arguments
 
     # Running
@@ -227,7 +253,7 @@ class TrainWidget(Dock):
         self._name = name
         self.curve.clear()
         self.losses.clear()
-        self._new_model, self._error = "", ""
+        self._new_model = self._error = self._error_type = ""
         self._done, self._paused = False, False
 
         def copied(files: dict[str, Path]) -> None:
@@ -274,7 +300,7 @@ class TrainWidget(Dock):
             self.tell("Paused." if self._paused else "Resumed.")
             self._show_state()
         elif kind == "error":
-            self._error = event["message"]
+            self._error, self._error_type = event["message"], event["type"]
         elif kind == "done":
             self._finished(event)
 
@@ -326,12 +352,12 @@ class TrainWidget(Dock):
         self._remove_copies()
         if not self._alive:
             return
-        if "belongs to another training" in self._error:
+        if self._error_type == "OtherRunError":
             self.tell(
                 f"There is an unfinished training run {self._name} with other images or settings. "
                 "Choose another name."
             )
-        elif "another version began" in self._error:
+        elif self._error_type == "OtherVersionError":
             self.tell(
                 f"Another version of the plugin began the training run {self._name}, which cannot "
                 "be resumed. Choose another name."

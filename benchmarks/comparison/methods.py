@@ -168,8 +168,10 @@ class Level:
             PoissonGaussian(self.read_noise, self.peak) if self.read_noise else Poisson(self.peak)
         )
         generator = torch.Generator().manual_seed(0)
-        noisy = [noise(torch.from_numpy(image)[None, None], generator) for image in images]
-        return [(image[0, 0].numpy(), float(std.square().mean().sqrt())) for image, std in noisy]
+        found = [noise(torch.from_numpy(image)[None, None], generator) for image in images]
+        return [
+            (noisy.image[0, 0].numpy(), float(noisy.std.square().mean().sqrt())) for noisy in found
+        ]
 
 
 def read_images(folder: Path, limit: int | None, side: int | None = None) -> list[Image]:

@@ -51,7 +51,10 @@ def read_candidates(paths: Sequence[Path]) -> list[Candidate]:
         When a file is damaged, a name is not allowed or is a bundled model's, or two have the
         same name.
     """
-    bundled = {entry.name: entry.sha256 for entry in registry.entries() if entry.kind == "bundled"}
+    bundled: dict[str, set[str]] = {}
+    for entry in registry.entries(older=True):
+        if entry.kind == "bundled":
+            bundled.setdefault(entry.name, set()).add(entry.sha256)
     candidates: dict[str, Candidate] = {}
     for path in paths:
         content = path.read_bytes()
@@ -60,7 +63,7 @@ def read_candidates(paths: Sequence[Path]) -> list[Candidate]:
         name = check_name(card.name)
         if name in candidates:
             raise ValueError(f"models must have different names, got two named {name}. Rename one.")
-        if bundled.get(name, digest) != digest:
+        if digest not in bundled.get(name, {digest}):
             raise ValueError(
                 f"{path} has {name}, the name of a bundled model, which users would get instead. "
                 f"Make a copy with another name: dn-resnet models add {path} --name NAME"

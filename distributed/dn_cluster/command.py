@@ -33,7 +33,11 @@ __all__ = [
 ]
 
 Data = Annotated[
-    str, typer.Option(help="Folder of clean images, at the same path on all nodes, or a pack.")
+    str,
+    typer.Option(
+        help="Folder of clean images, at the same path on all nodes, a pack, or 'phantoms' for "
+        "made-up images."
+    ),
 ]
 StorageAddress = Annotated[
     str,
@@ -188,7 +192,7 @@ def _train(
         run_storage = Storage.at(storage)
         job = TrainingJob(
             loaded,
-            data=data if "://" in data else os.path.abspath(data),
+            data=data_address(data),
             storage=run_storage,
             name=name or loaded.name,
             workers=workers,
@@ -206,6 +210,24 @@ def _train(
         return train_job(job, wait=wait)
 
     run_and_report(train, debug)
+
+
+def data_address(data: str) -> str:
+    """Where a job's images are, as every node names it.
+
+    Parameters
+    ----------
+    data : str
+        What the command line says: a folder, an address, or ``"phantoms"`` for made-up images.
+
+    Returns
+    -------
+    str
+        Paths are absolute.
+    """
+    from dn_core.training.phantoms import PHANTOMS
+
+    return data if "://" in data or data == PHANTOMS else os.path.abspath(data)
 
 
 def command_app(main: Callable[..., None], description: str | None) -> typer.Typer:

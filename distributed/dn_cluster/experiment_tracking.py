@@ -124,8 +124,8 @@ def example_image(
     clean = torch.from_numpy(corner)[None, None]
     noisy = noise_from_dict(recipe.noise)(clean, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        denoised = network(torch.cat(noisy, dim=1) if recipe.network.noise_map else noisy.image)
-    beside = torch.cat([noisy.image, denoised, clean], dim=3)[0, 0].clamp(0, 1)
+        denoised = network(noisy.with_map() if recipe.network.noise_map else noisy.image)
+    beside = torch.cat([noisy.image, denoised, noisy.wanted(clean)], dim=3)[0, 0].clamp(0, 1)
     shown: NDArray[np.float32] = beside.numpy()
     return shown
 

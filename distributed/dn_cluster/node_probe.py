@@ -14,6 +14,7 @@ from typing import TypedDict
 
 import dn_core
 from dn_cluster.storage import Storage
+from dn_core.training.phantoms import PHANTOMS
 
 __all__ = ["MARKER_CONTENT", "NodeReport", "missing_modules", "package_versions", "probe_node"]
 
@@ -69,10 +70,17 @@ def probe_node(data: str, run_storage: Storage, marker: str, modules: Iterable[s
         storage = f"{type(error).__name__}: {error}"
     return {
         "versions": package_versions(),
-        "data": Storage.at(data).exists("pack.json") if "://" in data else Path(data).exists(),
+        "data": _has_data(data),
         "storage": storage,
         "missing": missing_modules(modules),
     }
+
+
+def _has_data(data: str) -> bool:
+    """Whether the node sees the images; made-up ones are made there."""
+    if "://" in data:
+        return Storage.at(data).exists("pack.json")
+    return data == PHANTOMS or Path(data).exists()
 
 
 def missing_modules(names: Iterable[str]) -> list[str]:

@@ -93,6 +93,7 @@ class Candidate:
             "sha256": self.sha256,
             "bytes": len(self.content),
             "license": self.card.license,
+            "terms": self.card.terms,
             "description": self.card.description,
             "noise": self.card.noise,
             **more,
@@ -237,10 +238,12 @@ def _check_unchanged(
 
 
 def _next_index(current: Index, releases: Sequence[Release]) -> bytes:
-    """The current index with the records of these models added or replaced."""
+    """The current index with these versions added; those before stay to be had."""
     new = [record for _, record in releases]
-    names = {record["name"] for record in new}
-    kept = [record for record in current.records if record["name"] not in names]
+    added = {(record["name"], record["version"]) for record in new}
+    kept = [
+        record for record in current.records if (record["name"], record["version"]) not in added
+    ]
     return index_bytes(current.sequence + 1, [*kept, *new])
 
 

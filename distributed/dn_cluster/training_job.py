@@ -12,8 +12,10 @@ from dn_cluster.shards import load_pack
 from dn_cluster.storage import Storage
 from dn_core.checkpoints import Checkpoint, load_checkpoint
 from dn_core.models.registry import resolve
-from dn_core.training.data.clean_images import CleanImageDataset, load_clean_images
+from dn_core.training.data.clean_images import CleanImageDataset
+from dn_core.training.data.phantom_images import training_images
 from dn_core.training.events import TrainingEvent
+from dn_core.training.phantoms import PHANTOMS
 from dn_core.training.process_group import ProcessGroup
 from dn_core.training.recipes import Recipe
 from dn_core.training.state import differences
@@ -32,7 +34,8 @@ class TrainingJob:
     recipe : Recipe
         How the model is trained.
     data : str
-        Folder of clean images, as every node sees it, or folder or address of a pack.
+        Folder of clean images, as every node sees it, folder or address of a pack, or
+        ``"phantoms"`` for made-up images.
     storage : Storage
         Where all runs are kept.
     name : str
@@ -200,17 +203,19 @@ def load_dataset(job: TrainingJob) -> CleanImageDataset:
     Parameters
     ----------
     job : TrainingJob
-        Its `data` is a folder of images, all of which are kept in memory, or a pack, of which each
-        worker keeps one shard, for an epoch each.
+        Its `data` is a folder of images, all of which are kept in memory; a pack, of which each
+        worker keeps one shard, for an epoch each; or ``"phantoms"``.
 
     Returns
     -------
     CleanImageDataset
         A `ShardedImageDataset` for a pack.
     """
-    smallest = job.recipe.largest_patch
-    pack = load_pack(Storage.at(job.data), smallest=smallest, steps=job.recipe.epoch)
-    return pack or load_clean_images(job.data, smallest=smallest, skip_bad=job.skip_bad)
+    pack = None
+    if job.data != PHANTOMS:
+        smallest = job.recipe.largest_patch
+        pack = load_pack(Storage.at(job.data), smallest=smallest, steps=job.recipe.epoch)
+    return pack or training_images(job.data, job.recipe, skip_bad=job.skip_bad)
 
 
 def epoch_message(event: TrainingEvent) -> str:

@@ -209,7 +209,7 @@ def _problem_of_any_worker(
         )
     if dataset is not None and workers.rank == 0:
         print(
-            f"{dataset.count} images, {len(dataset.held_out)} held out, {len(dataset.skipped)} "
+            f"{dataset.in_words}, {len(dataset.held_out)} held out, {len(dataset.skipped)} "
             "files skipped",
             flush=True,
         )

@@ -2,6 +2,10 @@
 
 A file is checked whole before any network is made: what `tensor_files` checks, the card, and that
 weights and settings agree.
+
+In memory weights are float32, in a file float32 or float16. Nothing has to remember which: weights
+that are all float16 numbers are written in float16, which loses nothing, so that a file that was
+read is written with the same content.
 """
 
 from __future__ import annotations
@@ -42,8 +46,16 @@ __all__ = [
 ]
 
 FORMAT = "dn-resnet"
-VERSION = 2
+VERSION = 3
+OLDEST_VERSION = 2
+SINCE_VERSION_3 = ("levels", "blocks_up")
+"""Settings of networks that version 2 does not have."""
 KEY = "dn_resnet"
+MAX_HALF_ERROR = 2.0**-11
+"""Root mean square of what rounding to float16 may change of a tensor, relative to the tensor's.
+
+It is the largest relative change of a single weight that is not too small for float16."""
+
 ADVICE = "Get the file again, or upgrade napari-dnresnet."
 
 
@@ -61,10 +73,13 @@ class Card:
         What noise it was made for, in words.
     license : str
         Of the weights, as an SPDX identifier.
+    terms : str
+        Under which terms the weights may be used, given what they learnt from, in a sentence or
+        two; empty: not stated.
     recipe : dict
         How it was trained: `Recipe.as_dict`.
     data : dict
-        What it was trained on.
+        What it was trained on; under ``"sources"`` a list of texts, one a source, with its terms.
     training : dict
         How the training run went: steps, minutes, megapixels, stages.
     scores : dict
@@ -80,6 +95,7 @@ class Card:
     description: str = ""
     noise: str = ""
     license: str = "BSD-3-Clause"
+    terms: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -147,10 +163,21 @@ class Checkpoint:
                 f"{source} must have {stated} weights, as its card says, got {count}. Get the "
                 "file again."
             )
-        return cls(config, tensors, card)
+        checkpoint = cls(config, tensors, card)
+        # Set as the cached property would: the bytes of a file of an older version, or of one
+        # that another program wrote, are not those of `to_bytes`.
+        checkpoint.__dict__["sha256"] = sha256 or hashlib.sha256(content).hexdigest()
+        return checkpoint
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, half: bool = False) -> bytes:
         """The content of a model file; equal checkpoints give equal bytes.
+
+        Parameters
+        ----------
+        half : bool, default False
+            Whether weights are rounded to float16, which halves the file and changes the model a
+            little. Weights that are all float16 numbers already, as those read from such a file
+            are, are written in float16 in any case: this loses nothing.
 
         Returns
         -------
@@ -160,10 +187,14 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            When weights and settings do not agree, a weight is not finite, or the card cannot be
-            written as JSON.
+            When weights and settings do not agree, a weight is not finite, the card cannot be
+            written as JSON, or `half` would lose more of a weight than rounding does.
         """
-        _check_weights(f"the checkpoint {self.card.name!r}", self.config, self.weights)
+        name = f"the checkpoint {self.card.name!r}"
+        _check_weights(name, self.config, self.weights)
+        if half:
+            _check_half(name, self.weights)
+        half = half or all(_is_half(value) for value in self.weights.values())
         try:
             content = {
                 "format": FORMAT,
@@ -178,11 +209,14 @@ class Checkpoint:
                 f"the card of {self.card.name!r} must be plain text and finite numbers, a few "
                 f"levels deep, got something else ({error}). Change the card."
             ) from error
-        return tensors_to_bytes(self.weights, {KEY: text})
+        return tensors_to_bytes(self.weights, {KEY: text}, half=half)
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The SHA-256 hash of `to_bytes`, 64 hexadecimal digits; computed once."""
+        """The SHA-256 hash, 64 hexadecimal digits, of the bytes that it was read from.
+
+        Of a checkpoint that was not read, of `to_bytes`; computed once.
+        """
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def network(self) -> DnResNet:
@@ -204,7 +238,7 @@ class Checkpoint:
         return network.eval()
 
 
-def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint, half: bool = False) -> None:
     """Write a model file, whole or not at all; equal checkpoints give equal files.
 
     Parameters
@@ -213,15 +247,18 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         The file to write, by convention ``*.safetensors``; an existing one is replaced.
     checkpoint : Checkpoint
         What to write.
+    half : bool, default False
+        Whether weights are rounded to float16; see `Checkpoint.to_bytes`.
 
     Raises
     ------
     CheckpointError
-        When weights and settings do not agree, or a weight is not finite.
+        When weights and settings do not agree, a weight is not finite, or `half` would lose more
+        of a weight than rounding does.
     OSError
         When the file cannot be written; an older one is then untouched.
     """
-    write_file(path, checkpoint.to_bytes())
+    write_file(path, checkpoint.to_bytes(half))
 
 
 def load_checkpoint(path: str | Path, sha256: str | None = None) -> Checkpoint:
@@ -289,15 +326,24 @@ def _describe(source: str, metadata: Any) -> tuple[NetworkConfig, Card, Any]:
             "train or finetune wrote."
         )
     version = content.get("version")
-    if version != VERSION or type(version) is not int:
+    if type(version) is not int or not OLDEST_VERSION <= version <= VERSION:
         older = type(version) is int and version < VERSION
         advice = "Train it again, or get a new copy" if older else "Upgrade napari-dnresnet"
         raise CheckpointError(
-            f"{source} must be in format version {VERSION}, got version {version}. {advice}."
+            f"{source} must be in format version {OLDEST_VERSION} or {VERSION}, got version "
+            f"{version}. {advice}."
         )
+    network = content.get("network", {})
+    if version == OLDEST_VERSION and isinstance(network, dict):
+        for name in SINCE_VERSION_3:
+            if network.setdefault(name, []) != []:
+                raise CheckpointError(
+                    f"{source} must have no {name} in format version {OLDEST_VERSION}, which does "
+                    f"not know them, got {network[name]!r:.60}. {ADVICE}"
+                )
     try:
         return (
-            NetworkConfig.from_dict(content.get("network", {}), whole=True),
+            NetworkConfig.from_dict(network, whole=True),
             from_table(Card, content.get("card", {}), "the card", ADVICE),
             content.get("weights"),
         )
@@ -324,4 +370,34 @@ def _check_weights(
             raise CheckpointError(
                 f"{source} must have finite weights, got numbers that are not finite in {name}. "
                 "Train again."
+            )
+
+
+def _is_half(value: NDArray[np.float32]) -> bool:
+    """Whether all numbers are float16 numbers."""
+    with np.errstate(over="ignore"):
+        return np.array_equal(value.astype(np.float16).astype(np.float32), value)
+
+
+def _check_half(source: str, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Refuse weights that float16 cannot hold.
+
+    Rounding changes a weight by at most 1/2048 of it, but above 65504 there is nothing, and below
+    6e-5 the steps stay 6e-8: a tensor of such small weights loses digits, and so does the network.
+    """
+    for name, value in weights.items():
+        with np.errstate(over="ignore"):
+            rounded = value.astype(np.float16).astype(np.float64)
+        if not np.isfinite(rounded).all():
+            raise CheckpointError(
+                f"{source} cannot be written in float16: weights must be at most 65504, got "
+                f"{np.abs(value).max():g} in {name}. Write it in float32."
+            )
+        whole = float(np.linalg.norm(value))
+        lost = float(np.linalg.norm(rounded - value)) / whole if whole else 0.0
+        if lost > MAX_HALF_ERROR:
+            raise CheckpointError(
+                f"{source} cannot be written in float16: at most {MAX_HALF_ERROR:.1e} of a "
+                f"tensor may be lost by rounding, got {lost:.1e} of {name}, whose weights are too "
+                "small. Write it in float32."
             )

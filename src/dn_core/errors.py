@@ -5,6 +5,8 @@ Each exception is also a fitting built-in one, so that ``except ValueError`` cat
     DnError
     ├── CheckpointError (ValueError)    a model file that is damaged, unsafe or of another version
     ├── ImageFileError (ValueError)     an image file that cannot be read as an image
+    ├── OtherRunError (ValueError)      a folder with a training run of other images or settings
+    ├── OtherVersionError (ValueError)  a folder with a training run that another version began
     ├── RegistryError (ValueError)      a registry or download that fails a check; never retried
     └── UnknownModelError (ValueError)  a model name that is not known
 """
@@ -15,6 +17,8 @@ __all__ = [
     "CheckpointError",
     "DnError",
     "ImageFileError",
+    "OtherRunError",
+    "OtherVersionError",
     "RegistryError",
     "UnknownModelError",
     "error_message",
@@ -31,6 +35,14 @@ class CheckpointError(DnError, ValueError):
 
 class ImageFileError(DnError, ValueError):
     """An image file whose content cannot be read safely as an image."""
+
+
+class OtherRunError(DnError, ValueError):
+    """A folder that holds a training run with other images or settings, which is not resumed."""
+
+
+class OtherVersionError(DnError, ValueError):
+    """A folder that holds a training run of another version's format, which is not resumed."""
 
 
 class RegistryError(DnError, ValueError):

@@ -16,7 +16,9 @@ Each line is an object with a ``kind``:
 - ``done``: as ``step``, with the ``path`` of the model, ``stopped`` (whether before its end) and,
   where the run has ended, ``outcome``, a sentence; of `finetune` ``kept_start``: no step scored
   better than the starting model, and ``path`` is null;
-- ``error``: ``message``, a sentence.
+- ``error``: ``message``, a sentence, and ``type``, the name of the exception's class: with
+  ``OtherRunError`` the folder holds a run with other images or settings, with ``OtherVersionError``
+  one that another version of this program began (see `dn_core.errors`).
 
 Names and meanings are those of `dn_core.training.events.TrainingEvent`. Unknown values are null. In
 a run by the clock ``total_steps`` is an estimate, and null before the first step; ``fraction`` and

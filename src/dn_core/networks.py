@@ -6,7 +6,7 @@ the units of an image.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -15,9 +15,11 @@ from torch.nn import functional
 
 from dn_core import processes
 from dn_core.network_config import BlockKind, BlockStart, NetworkConfig
+from dn_core.network_config import Level as LevelConfig
 
 __all__ = [
     "DnResNet",
+    "Level",
     "ResBlock",
     "SeparableBlock",
     "count_macs",
@@ -95,6 +97,51 @@ class SeparableBlock(nn.Module):
         return x + functional.relu(self.pointwise(functional.relu(self.depthwise(x))))
 
 
+class Level(nn.Module):
+    """ResBlocks at half the resolution of what comes in, added to what comes in.
+
+    Parameters
+    ----------
+    before : int
+        Channels in and out.
+    config : dn_core.network_config.Level
+        Its settings.
+    """
+
+    def __init__(self, before: int, config: LevelConfig) -> None:
+        super().__init__()
+        width = config.channels
+        self.down = nn.Conv2d(before, width, 2, stride=2, bias=False)
+        self.blocks = _blocks(config.blocks, width)
+        self.blocks_up = _blocks(config.blocks_up, width)
+        self.up = nn.ConvTranspose2d(width, before, 2, stride=2, bias=False)
+
+    def forward(self, x: Tensor, deeper: Sequence[nn.Module] = ()) -> Tensor:
+        """Compute the level and those below it.
+
+        Parameters
+        ----------
+        x : Tensor
+            ``(N, before, H, W)``; H and W are even.
+        deeper : sequence of Module, optional
+            The levels below, from fine to coarse. By default none.
+
+        Returns
+        -------
+        Tensor
+            Of the same shape.
+        """
+        y = self.down(x)
+        for block in self.blocks:
+            y = block(y)
+        if deeper:
+            y = deeper[0](y, deeper[1:])
+        for block in self.blocks_up:
+            y = block(y)
+        change: Tensor = self.up(y)
+        return x + change
+
+
 class DnResNet(nn.Module):
     """A denoising network.
 
@@ -120,7 +167,12 @@ class DnResNet(nn.Module):
                 channels, channels[1:], config.entry, strict=False
             )
         )
-        self.blocks = nn.ModuleList(_block(kind, config.width) for kind in config.blocks)
+        self.blocks = _blocks(config.blocks, config.width)
+        self.levels = nn.ModuleList(
+            Level(before, level)
+            for before, level in zip(config.widths, config.levels, strict=False)
+        )
+        self.blocks_up = _blocks(config.blocks_up, config.width)
         self.last = _conv(config.width, config.shuffle**2, config.last_kernel)
         _start_weights(self)
 
@@ -130,7 +182,7 @@ class DnResNet(nn.Module):
         Parameters
         ----------
         x : Tensor
-            ``(N, config.inputs, H, W)``; H and W are multiples of `config.shuffle`.
+            ``(N, config.inputs, H, W)``; H and W are multiples of `config.stride`.
 
         Returns
         -------
@@ -144,6 +196,10 @@ class DnResNet(nn.Module):
             if self.config.entry_relu:
                 x = functional.relu(x)
         for block in self.blocks:
+            x = block(x)
+        if self.levels:
+            x = self.levels[0](x, self.levels[1:])
+        for block in self.blocks_up:
             x = block(x)
         x = self.last(x)
         return functional.pixel_shuffle(x, self.config.shuffle) if self.config.shuffle > 1 else x
@@ -176,7 +232,7 @@ class DnResNet(nn.Module):
                 else planes
             )
         height, width = x.shape[-2:]
-        bottom, right = -height % self.config.shuffle, -width % self.config.shuffle
+        bottom, right = -height % self.config.stride, -width % self.config.stride
         padded = (
             functional.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
         )
@@ -187,7 +243,11 @@ class DnResNet(nn.Module):
 
 
 def insert_block(
-    network: DnResNet, *, start: BlockStart = "paper", generator: torch.Generator | None = None
+    network: DnResNet,
+    *,
+    level: int = 0,
+    start: BlockStart = "paper",
+    generator: torch.Generator | None = None,
 ) -> DnResNet:
     """A network with one more ResBlock before the last layer (cascade training, section 3.1).
 
@@ -195,6 +255,9 @@ def insert_block(
     ----------
     network : DnResNet
         Where the other weights come from; it is not changed.
+    level : int, default 0
+        At which resolution: 0 is that of the entry, where the block comes before the last layer; 1
+        is the first level, and so on, where it becomes the last one on the way up.
     start : {"paper", "identity"}
         First weights of the block: drawn from N(0, 0.001^2) as in the paper, or such that the
         network computes what it did without the block (He's weights, then zeros).
@@ -209,14 +272,17 @@ def insert_block(
     Raises
     ------
     ValueError
-        When `start` is unknown.
+        When there is no such level, or `start` is unknown.
     """
-    grown = _new_network(replace(network.config, blocks=(*network.config.blocks, "full"))).to(
-        network.last.weight
-    )
-    grown.load_state_dict(network.state_dict(), strict=False)
-    _start_block(grown.blocks[-1], start, generator)
-    return grown
+    count = len(network.config.levels)
+    if type(level) is not int or level not in range(count + 1):
+        raise ValueError(
+            f"level must be in 0..{count}, as the network has {count} levels, got {level!r}. "
+            "Change level."
+        )
+    prefix = f"levels.{level - 1}." if level else ""
+    name = f"{prefix}blocks_up" if level < count else f"{prefix}blocks"
+    return _with_block(network, name, start, generator)
 
 
 def grow(
@@ -226,14 +292,15 @@ def grow(
     start: BlockStart,
     generator: torch.Generator | None = None,
 ) -> DnResNet:
-    """Insert as many full blocks as other settings have more.
+    """Insert as many full blocks as other settings have more, in the order of computing.
 
     Parameters
     ----------
     network : DnResNet
         Where weights come from; it is not changed.
     config : NetworkConfig
-        Settings of `network`, with none or more full blocks at the end.
+        Settings of `network`, with none or more full blocks behind those that it has: of `blocks`
+        and, where there are levels, on each level's way down and up.
     start : {"paper", "identity"}
         First weights of the blocks; see `insert_block`.
     generator : torch.Generator, optional
@@ -249,19 +316,20 @@ def grow(
     ValueError
         When the two differ in more than full blocks at the end.
     """
-    have, wanted = network.config.blocks, config.blocks
-    if (
-        replace(config, blocks=have) != network.config
-        or wanted[: len(have)] != have
-        or "separable" in wanted[len(have) :]
+    have, wanted = network.config.chains, config.chains
+    if config.with_blocks(()) != network.config.with_blocks(()) or any(
+        wanted[name][: len(kinds)] != kinds or "separable" in wanted[name][len(kinds) :]
+        for name, kinds in have.items()
     ):
+        where = "at the ends of its levels" if config.levels else "before its last layer"
         raise ValueError(
             f"a network of {network.config.depth} layers cannot become the one asked for "
-            f"({config.depth} layers) by inserting full blocks before its last layer: the settings "
-            "must be the same, with as many or more blocks. Change the network."
+            f"({config.depth} layers) by inserting full blocks {where}: the settings must be the "
+            "same, with as many or more blocks. Change the network."
         )
-    for _ in wanted[len(have) :]:
-        network = insert_block(network, start=start, generator=generator)
+    for name, kinds in wanted.items():
+        for _ in kinds[len(have[name]) :]:
+            network = _with_block(network, name, start, generator)
     return network
 
 
@@ -279,7 +347,8 @@ def replace_block(
     network : DnResNet
         Where the other weights come from; it is not changed.
     index : int
-        Which ResBlock, from 0; negative ones count from the end.
+        Which ResBlock, from 0 in the order of computing (`NetworkConfig.block_names`): through
+        the levels down, and up again. Negative ones count from the end.
     start : {"paper", "identity"}
         First weights of the block: drawn from N(0, 0.001^2) as in the paper, or such that it
         hardly changes what goes through it.
@@ -296,23 +365,24 @@ def replace_block(
     ValueError
         When there is no such block, or `start` is unknown.
     """
-    count = len(network.config.blocks)
+    config = network.config
+    count = len(config.all_blocks)
     if not -count <= index < count:
         raise ValueError(
             f"index must be in {-count}..{count - 1}, as the network has {count} blocks, got "
             f"{index}. Change index."
         )
     index %= count
-    kinds = list(network.config.blocks)
+    kinds, replaced = list(config.all_blocks), config.block_names[index]
     kinds[index] = "separable"
-    evolved = _new_network(replace(network.config, blocks=tuple(kinds))).to(network.last.weight)
+    evolved = _new_network(config.with_blocks(tuple(kinds))).to(network.last.weight)
     kept = {
         name: value
         for name, value in network.state_dict().items()
-        if not name.startswith(f"blocks.{index}.")
+        if not name.startswith(f"{replaced}.")
     }
     evolved.load_state_dict(kept, strict=False)
-    _start_block(evolved.blocks[index], start, generator)
+    _start_block(evolved.get_submodule(replaced), start, generator)
     return evolved
 
 
@@ -353,9 +423,7 @@ def count_macs(network: DnResNet, size: tuple[int, int]) -> int:
     >>> round(count_macs(DnResNet(paper_config(13)), (480, 640)) / 1e9, 1)
     45.9
     """
-    height, width = size
-    factor = network.config.shuffle
-    return count_parameters(network) * (-(-height // factor)) * (-(-width // factor))
+    return network.config.macs(size)
 
 
 def _new_network(config: NetworkConfig) -> DnResNet:
@@ -364,12 +432,26 @@ def _new_network(config: NetworkConfig) -> DnResNet:
         return DnResNet(config)
 
 
+def _with_block(
+    network: DnResNet, chain: str, start: BlockStart, generator: torch.Generator | None
+) -> DnResNet:
+    """The network with one more full block at the end of one of its chains."""
+    config = network.config
+    kinds = config.chains[chain]
+    grown = _new_network(config.with_chains({chain: (*kinds, "full")})).to(network.last.weight)
+    grown.load_state_dict(network.state_dict(), strict=False)
+    _start_block(grown.get_submodule(f"{chain}.{len(kinds)}"), start, generator)
+    return grown
+
+
 def _conv(before: int, after: int, kernel: int, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(before, after, kernel, padding=kernel // 2, groups=groups, bias=False)
 
 
-def _block(kind: BlockKind, width: int) -> nn.Module:
-    return ResBlock(width) if kind == "full" else SeparableBlock(width)
+def _blocks(kinds: Sequence[BlockKind], width: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        ResBlock(width) if kind == "full" else SeparableBlock(width) for kind in kinds
+    )
 
 
 def _start_weights(network: DnResNet) -> None:
@@ -383,6 +465,10 @@ def _start_weights(network: DnResNet) -> None:
                 module.second.weight.mul_(0.3)
             elif isinstance(module, SeparableBlock):
                 module.pointwise.weight.mul_(0.3)
+            elif isinstance(module, Level):
+                # No ReLU halves what they take in. What comes up is a sum over one place, not four.
+                module.down.weight.mul_(0.5**0.5)
+                nn.init.normal_(module.up.weight, std=module.up.in_channels**-0.5)
         network.last.weight.mul_(0.1 if network.config.residual else 1.0)
 
 

@@ -1,4 +1,6 @@
-"""Safetensors files: float32 tensors and text, with the checks that the library leaves out.
+"""Safetensors files: tensors and text, with the checks that the library leaves out.
+
+In memory tensors are float32, in files float32 or of 16 bits.
 
 No pickle is ever read. The safetensors library checks the container; sizes, names, duplicate keys,
 dtypes and finite values are checked here.
@@ -68,13 +70,14 @@ def write_tensors(
 
 
 def tensors_to_bytes(
-    tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]
+    tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str], *, half: bool = False
 ) -> bytes:
-    """The content of a ``.safetensors`` file; see `write_tensors`."""
+    """The content of a ``.safetensors`` file, float16 where `half`; see `write_tensors`."""
     # Copies in C order: safetensors 0.8 writes other layouts wrongly, without a word (safetensors
     # issue 825).
+    dtype = "<f2" if half else "<f4"
     arrays = {
-        name: np.array(value, dtype="<f4", order="C") for name, value in sorted(tensors.items())
+        name: np.array(value, dtype=dtype, order="C") for name, value in sorted(tensors.items())
     }
     return safetensors.numpy.save(arrays, dict(metadata))
 

@@ -135,6 +135,11 @@ def test_a_new_version_leaves_the_old_file(tmp_path, images):
     assert (old["version"], new["version"], index_of(registry)["sequence"]) == (1, 2, 2)
     assert new["replaces"] == {"version": 1, "sha256": old["sha256"]}
     assert (registry / old["file"]).read_bytes() == model(tmp_path, "worse").read_bytes()
+    assert index_of(registry)["older"] == [old]
+    assert remote.fetch("lab", registry).read_bytes() == model(tmp_path, "good").read_bytes()
+    assert remote.fetch("lab@1", registry).read_bytes() == model(tmp_path, "worse").read_bytes()
+    publish_here([model(tmp_path, "good")], registry, images)  # changes nothing
+    assert index_of(registry)["sequence"] == 2
 
 
 def test_a_model_that_is_worse_than_what_it_replaces_is_refused(tmp_path, images):

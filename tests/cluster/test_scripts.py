@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from toy import PICTURES, events, write_images, write_recipe
 
+from dn_core.checkpoints import load_checkpoint
 from dn_core.training.recipes import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -90,6 +91,16 @@ def test_training_without_workers_gives_the_weights_of_dn_resnet_train(here, pla
     ).read_bytes()
 
 
+def test_made_up_images_need_no_folder_on_any_node(place):
+    command = (ROOT / "distributed" / "cascade.py", place / "toy.toml", "--data", "phantoms")
+    run(*command, "--storage", place / "runs", "--workers", 0, "--name", "made-up")
+    command = ("-m", "dn_core.cli", "train", place / "toy.toml", "--data", "phantoms")
+    run(*command, "--out", place / "plain-made-up", PYTHONPATH=str(ROOT / "src"))
+    assert (place / "runs" / "made-up" / "toy.safetensors").read_bytes() == (
+        place / "plain-made-up" / "toy.safetensors"
+    ).read_bytes()
+
+
 def test_each_epoch_has_a_line(here):
     lines = [line.partition(": loss")[0] for line in here.splitlines() if ": loss" in line]
     expected = [
@@ -98,6 +109,30 @@ def test_each_epoch_has_a_line(here):
         for epoch in (1, 2)
     ]
     assert lines == expected
+
+
+def test_a_cascade_of_a_network_with_levels_has_a_stage_for_each_block(place):
+    levels = """[network]
+family = "levels"
+channels = [8, 8, 8]
+blocks = [0, 0, 1]
+blocks_up = [1, 0]
+"""
+    text = (place / "toy.toml").read_text()
+    before, after = text.index("[network]"), text.index("[[phase]]")
+    (place / "wide.toml").write_text(text[:before] + levels + text[after:])
+    command = (ROOT / "distributed" / "cascade.py", place / "wide.toml", "--workers", 0)
+    folders = ("--data", place / "images", "--storage", place / "runs", "--name", "wide")
+    said = run(*command, *folders)
+    assert [f"stage {number} of 3, epoch 2" in said for number in (1, 2, 3)] == [True] * 3
+    chains = load_checkpoint(place / "runs" / "wide" / "toy.safetensors").config.chains
+    assert {name: len(kinds) for name, kinds in chains.items()} == {
+        "blocks": 0,
+        "levels.0.blocks": 0,
+        "levels.1.blocks": 1,
+        "levels.0.blocks_up": 0,
+        "blocks_up": 1,
+    }
 
 
 def test_a_finished_run_is_not_trained_again(here, place):

@@ -95,3 +95,29 @@ def test_damage_to_a_pack_is_reported(storage):
     storage.write(MANIFEST, b"{")
     with pytest.raises(ValueError, match="cannot be read"):
         load_pack(storage, smallest=16, steps=1)
+
+
+def test_made_up_images_and_a_pack_train_together_and_resume_alike(storage, tmp_path):
+    recipe = dataclasses.replace(RECIPE, phantoms=0.5, target_blur=1.0)
+
+    def dataset():
+        return load_pack(storage, smallest=16, steps=2)
+
+    whole = train(recipe, dataset(), tmp_path / "whole", precision="float32")
+    steps = train_stages(recipe, dataset(), tmp_path / "parts", precision="float32")
+    for _ in itertools.islice(steps, 2):
+        pass
+    steps.close()
+    parts = train(recipe, dataset(), tmp_path / "parts", precision="float32")
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_every_node_has_made_up_images(tmp_path):
+    from dn_cluster.command import data_address
+    from dn_cluster.node_probe import probe_node
+
+    assert data_address("phantoms") == "phantoms"
+    assert data_address("some/folder").endswith("/some/folder")
+    storage = Storage.at(str(tmp_path))
+    assert probe_node("phantoms", storage, "marker", ())["data"]
+    assert not probe_node(str(tmp_path / "missing"), storage, "marker", ())["data"]

@@ -6,7 +6,12 @@ import torch
 
 from dn_core.checkpoints import Card, Checkpoint
 from dn_core.inference.model import Model
-from dn_core.network_config import NetworkConfig, half_resolution_config, paper_config
+from dn_core.network_config import (
+    NetworkConfig,
+    half_resolution_config,
+    levels_config,
+    paper_config,
+)
 from dn_core.networks import DnResNet
 
 CONFIGS = {
@@ -14,6 +19,7 @@ CONFIGS = {
     "residual": half_resolution_config(8, 1),
     "noise map": half_resolution_config(8, 1, noise_map=True),
     "paper": paper_config(5),
+    "levels": levels_config((8, 8, 8), (1, 0, 1), (1, 0)),
 }
 
 

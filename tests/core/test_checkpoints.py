@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dn_core.checkpoints import KEY, Card, Checkpoint, load_checkpoint, read_card, save_checkpoint
 from dn_core.errors import CheckpointError
-from dn_core.network_config import half_resolution_config, paper_config
+from dn_core.network_config import half_resolution_config, levels_config, paper_config
 from dn_core.networks import DnResNet
 from dn_core.tensor_files import write_tensors
 
@@ -42,7 +42,15 @@ def tensor(shape, begin, end, dtype="F32"):
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-@pytest.mark.parametrize("config", [CONFIG, paper_config(5), paper_config(5, block="separable")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        paper_config(5),
+        paper_config(5, block="separable"),
+        levels_config((8, 12, 16), (1, 0, 1), (0, 1)),
+    ],
+)
 def test_everything_comes_back(path, config):
     original = checkpoint(config, description="µ, 细胞", recipe={"lr": 1e-3}, data={"images": 3})
     save_checkpoint(path, original)
@@ -263,8 +271,8 @@ def with_content(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 3}, "format version 2, got version 3. Upgrade"),
-        ({"version": 1}, "format version 2, got version 1. Train it again, or get a new copy"),
+        ({"version": 4}, "format version 2 or 3, got version 4. Upgrade"),
+        ({"version": 1}, "format version 2 or 3, got version 1. Train it again, or get a new copy"),
         ({"version": "new"}, "Upgrade"),
         ({"network": {"colour": True}}, "unknown settings"),
         ({"network": {"entry": [[3, 2**20]]}}, "1..1024"),
@@ -278,11 +286,41 @@ def with_content(path, **changes):
             r"scores of the card must be a table, got \[\]",
         ),
         ({"version": True}, "Upgrade"),
+        ({"network": {"levels": [{"channels": 8}]}}, "level 0 of the network lacks the settings"),
+        ({"network": {"levels": [{"channels": 0, "blocks": [], "blocks_up": []}]}}, r"1\.\.1024"),
+        ({"network": {"levels": [{"channels": 8, "blocks": [], "blocks_up": []}]}}, "do not fit"),
+        ({"network": {"levels": [1]}}, "level 0 of the network must be a table, got 1"),
+        (
+            {"network": {"levels": 1}},
+            r"levels of the network must be a list of 0\.\.3 items, got 1",
+        ),
     ],
 )
 def test_cards_that_do_not_fit_are_refused(path, changes, words):
     with_content(path, **changes)
     with pytest.raises(CheckpointError, match=words):
+        load_checkpoint(path)
+
+
+def test_a_file_of_version_2_which_knows_no_levels_is_read(path):
+    original = checkpoint()
+    save_checkpoint(path, original)
+    header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
+    content = json.loads(header["__metadata__"][KEY])
+    assert content["version"] == 3
+    for setting in ("levels", "blocks_up"):
+        assert content["network"].pop(setting) == []
+    for version in (2, 3):
+        write_tensors(path, original.weights, {KEY: json.dumps(content | {"version": version})})
+        if version == 2:
+            assert load_checkpoint(path).config == original.config
+    with pytest.raises(CheckpointError, match=r"lacks the settings \['blocks_up', 'levels'\]"):
+        load_checkpoint(path)
+
+
+def test_levels_in_a_file_of_version_2_are_not_left_out(path):
+    with_content(path, version=2, network=CONFIG.as_dict() | {"levels": [{"channels": 4}]})
+    with pytest.raises(CheckpointError, match="must have no levels in format version 2"):
         load_checkpoint(path)
 
 
@@ -313,6 +351,58 @@ def test_sixteen_bit_weights_are_widened(path):
         np.array_equal(found.weights[name], value.float().numpy())
         for name, value in weights.items()
     )
+
+
+def test_weights_in_float16_are_half_the_size_and_stay_so(path):
+    original = checkpoint(half_resolution_config(32, 1))
+    whole = len(original.to_bytes())
+    save_checkpoint(path, original, half=True)
+    content = path.read_bytes()
+    assert len(content) < 0.55 * whole
+    assert {value.dtype for value in load_file(path).values()} == {torch.float16}
+    found = load_checkpoint(path)
+    for name, value in original.weights.items():
+        assert found.weights[name].dtype == np.float32
+        expected = value.astype(np.float16).astype(np.float32)
+        assert found.weights[name].tobytes() == expected.tobytes()
+    assert found.to_bytes() == content
+    renamed = dataclasses.replace(found, card=Card(name="other"))
+    assert len(renamed.to_bytes()) < 0.55 * whole
+    trained = {name: value * np.float32(1.001) for name, value in found.weights.items()}
+    assert len(dataclasses.replace(found, weights=trained).to_bytes()) > 0.95 * whole
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value * 1e8, r"weights must be at most 65504, got \S+ in last\.weight"),
+        (
+            lambda value: value * 1e-6,
+            r"of a tensor may be lost by rounding, got \S+ of last\.weight",
+        ),
+    ],
+)
+def test_weights_that_float16_cannot_hold_are_not_written_in_it(path, change, words):
+    original = checkpoint()
+    original.weights["last.weight"][...] = change(original.weights["last.weight"])
+    with pytest.raises(CheckpointError, match=f"{words}.*Write it in float32"):
+        save_checkpoint(path, original, half=True)
+    assert not path.exists()
+    save_checkpoint(path, original)
+    found = load_checkpoint(path).weights["last.weight"]
+    assert np.array_equal(found, original.weights["last.weight"])
+
+
+def test_the_hash_of_a_file_of_an_older_version_is_its_own(path):
+    with_content(path, version=2)
+    assert load_checkpoint(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_card_without_terms_is_read_and_states_none(path):
+    with_content(path, version=2, card={"name": "x"})
+    assert read_card(path).terms == load_checkpoint(path).card.terms == ""
+    save_checkpoint(path, checkpoint(terms="Free for any use."))
+    assert read_card(path).terms == "Free for any use."
 
 
 def test_weights_that_are_not_finite_are_not_written(path):

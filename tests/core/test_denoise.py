@@ -565,7 +565,7 @@ def test_alpha_without_anything_beside_it_is_refused(shape, axis):
         denoise(picture(shape), RESIDUAL, channel_axis=axis, alpha=True)
 
 
-@pytest.mark.parametrize("name", ["direct", "residual", "paper"])
+@pytest.mark.parametrize("name", ["direct", "residual", "paper", "levels"])
 def test_every_small_size_works(name):
     model = small_model(name)
     sizes = range(1, 71, 1 if name == "residual" else 9)
@@ -627,6 +627,58 @@ def test_any_shape_and_tile_equals_the_whole(data):
     np.testing.assert_allclose(
         tiled, denoise(image, model, tile_size=128, precision="float64"), rtol=0, atol=1e-10
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((1, 1), None),
+        ((1, 97), 8),
+        ((2, 211), 1),
+        ((131, 149), 8),
+        ((199, 113), 33),
+        ((7, 5000), None),
+        ((5000, 7), 64),
+    ],
+)
+def test_a_network_with_levels_tiled_equals_the_whole(shape, tile):
+    model = small_model("levels")
+    image = np.random.default_rng(0).random(shape)
+    options = {"tile_size": tile, "precision": "float64"}
+    tiled = dn_core.plan_denoise(image, model, **options).tiles.total > 1
+    assert tiled == (max(shape) > 1)
+    network = model.checkpoint.network().double()
+    with torch.no_grad():
+        whole = network(torch.from_numpy(image)[None, None]).numpy()[0, 0]
+    np.testing.assert_allclose(denoise(image, model, **options), whole, rtol=0, atol=1e-12)
+
+
+def test_a_network_with_levels_works_in_dask_chunks_of_any_size():
+    model, image = small_model("levels"), np.random.default_rng(0).random((150, 203))
+    whole = denoise(image, model, precision="float64")
+    for chunks in ((150, 203), (40, 50), (97, 31), (8, 203), (150, 201)):
+        lazy = denoise(da.from_array(image, chunks=chunks), model, precision="float64")
+        assert lazy.chunks == da.from_array(image, chunks=chunks).chunks
+        result = lazy.compute(scheduler="synchronous")
+        np.testing.assert_allclose(result, whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*hot or dead pixel")
+@pytest.mark.parametrize("place", [(50, 20), (49, 51), (50, 51)])
+def test_a_hot_pixel_at_the_end_is_not_repeated_where_the_plane_is_padded(place):
+    """Beyond the image the network sees what it would see without the hot pixel."""
+    image = picture((51, 52), "f8")
+    hot = image.copy()
+    hot[place] = 3000
+    result = denoise(hot, small_model("levels"), precision="float64", hot_pixels="remove")
+    expected = denoise(image, small_model("levels"), precision="float64")
+    elsewhere = np.ones(image.shape, bool)
+    elsewhere[place] = False
+    np.testing.assert_allclose(result[elsewhere], expected[elsewhere], atol=12)  # of 3000
+    lazy = denoise(
+        da.from_array(hot), small_model("levels"), precision="float64", hot_pixels="remove"
+    )
+    np.testing.assert_allclose(lazy.compute(scheduler="synchronous"), result, rtol=0, atol=1e-9)
 
 
 @pytest.mark.slow

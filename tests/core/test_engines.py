@@ -9,9 +9,12 @@ import torch
 from small_models import CONFIGS, small_model
 
 import dn_core
+from dn_core.checkpoints import Card, Checkpoint
 from dn_core.inference.engines import choose_device
 from dn_core.inference.engines.openvino import OpenVinoEngine
 from dn_core.inference.engines.torch import TorchEngine
+from dn_core.network_config import Level, NetworkConfig, levels_config
+from dn_core.networks import DnResNet
 
 openvino = pytest.importorskip("openvino")
 
@@ -23,11 +26,40 @@ def run(engine, array):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_openvino_equals_torch(name):
     model = small_model(name)
-    array = np.random.default_rng(0).random((model.config.inputs, 36, 48), "f4")
+    array = np.random.default_rng(0).random((model.config.inputs, 40, 48), "f4")
     expected = run(TorchEngine(model.checkpoint, "cpu", "float32"), array)
     np.testing.assert_allclose(
         run(OpenVinoEngine(model.checkpoint, "float32"), array), expected, atol=2e-5
     )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        levels_config(),
+        levels_config((64, 128), (1, 3), (1,), shuffle=4),
+        NetworkConfig(
+            entry=((5, 6), (3, 8)),
+            blocks=("separable",),
+            levels=(
+                Level(4, ("full",), ("separable", "full")),
+                Level(12, (), ("full",)),
+                Level(16, ("full", "separable")),
+            ),
+            blocks_up=("separable",),
+        ),
+    ],
+    ids=["small", "entry at a quarter", "three levels, all kinds"],
+)
+def test_openvino_equals_torch_at_every_level_to_the_rounding_of_float32(config):
+    network = DnResNet(config)
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    checkpoint = Checkpoint(config, weights, Card("levels"))
+    array = np.random.default_rng(0).standard_normal((1, 64, 96)).astype("f4")
+    exact = run(TorchEngine(checkpoint, "cpu", "float64"), array.astype("f8"))
+    for engine in (OpenVinoEngine, lambda *found: TorchEngine(found[0], "cpu", found[1])):
+        error = run(engine(checkpoint, "float32"), array) - exact
+        assert np.abs(error).max() < 1e-5 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("name", dn_core.model_names())

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,13 +18,17 @@ from small_models import small_model
 from typer.testing import CliRunner
 
 import dn_core
-from dn_core.checkpoints import load_checkpoint, save_checkpoint
+from dn_core.checkpoints import Card, Checkpoint, load_checkpoint, save_checkpoint
 from dn_core.cli import app
 from dn_core.inference.model import load_model
-from dn_core.noise import Gaussian, Jpeg, Poisson, PoissonGaussian
+from dn_core.models import registry
+from dn_core.network_config import levels_config
+from dn_core.networks import DnResNet
+from dn_core.noise import Detector, Gaussian, Jpeg, Poisson, PoissonGaussian, Uniform
 from dn_core.training.data.patches import FinetunePatches
 from dn_core.training.finetuning import finetune_steps, images_from
 from dn_core.training.recipes import Phase
+from dn_core.training.trainer import arrays_of
 
 OFFSET, GAIN, SIGMA = 1000, 10, 150.0
 WIDE = (slice(100, 180), slice(100, 228))
@@ -156,11 +161,19 @@ def test_a_clean_image_of_another_scale_is_brought_to_the_noisy_ones(clean, reco
             lambda photons: np.sqrt(photons / 50 + (3 / 50) ** 2) * 2000,
         ),
         (PoissonGaussian(3, 50), lambda photons: np.sqrt(photons / 50 + (3 / 50) ** 2) * 2000),
+        (
+            Detector(gain=21, read_noise=35, offset=950),
+            lambda white: np.sqrt(21 * (white * 2000 + 50) + 35**2),
+        ),
+        (
+            {"kind": "detector", "gain": 21, "read_noise": 35, "row_noise": 20, "step": 50},
+            lambda white: np.sqrt(21 * (white * 2000 + 1000) + 35**2 + 20**2 + 50**2 / 12),
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", ["residual", "direct"])
 def test_noise_is_put_on_in_the_images_own_units(noise, std, kind, clean):
-    """Gaussian sigma in grey levels; a peak is the count at white (3000), none at black (1000).
+    """Sigma and a detector in grey levels; a peak is the count at white (3000), none at black.
 
     For networks that subtract the mean, and others.
     """
@@ -177,6 +190,36 @@ def test_noise_is_put_on_in_the_images_own_units(noise, std, kind, clean):
     np.testing.assert_allclose(
         noisy.std.expand_as(target).numpy() * 2000, expected, rtol=1e-3, atol=1e-2
     )
+
+
+def test_images_darker_than_a_detector_without_light_are_reported(clean):
+    detector = Detector(gain=2, read_noise=3, offset=100)
+    dark = clean.astype(np.float32) / 25  # grey levels 40 to 142
+    with pytest.warns(UserWarning, match=r"\d+% of the pixels are darker .*level 100\).*offset"):
+        images_from(clean=dark, noise=detector)
+    images_from(clean=dark + 100, noise=detector)  # without a warning
+
+
+@pytest.mark.parametrize("kind", ["residual", "direct"])
+def test_a_detector_that_clips_is_learnt_and_scored_against_the_mean_of_its_readings(kind, clean):
+    """Readings cannot be below 1200 grey levels, where a third of each image is."""
+    detector = Detector(sigma=300, black=1200)
+    images = images_from(clean=clean, noise=detector, black=1000, white=3000)
+    lessons = FinetunePatches(images, small_model(kind).config)
+    target, noisy, means = lessons.batch(
+        Phase(1, 200, 32), np.random.default_rng(0), torch.device("cpu")
+    )
+    readings, wanted = (
+        (part.numpy() - lessons.shift) * 2000 + 1000 for part in (noisy.image, target)
+    )
+    assert readings.min() == pytest.approx(1200, abs=0.1)
+    assert wanted.min() > 1200
+    assert float((noisy.image - target).mean()) == pytest.approx(0, abs=0.002)
+    clean_means = [lessons.means[id(scene.planes[0])] for scene in images.scenes]
+    assert float(means.min()) > min(clean_means)
+    for crop in lessons.crops:
+        result = crop.noisy.target[..., *crop.core]
+        assert torch.equal(result, crop.reference)
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -212,10 +255,27 @@ def test_scenes_with_the_same_clean_image_are_not_torn_apart(clean, recorded):
     assert all(region == (slice(0, 80), slice(0, 96)) for _, region in lessons.regions)
 
 
+@pytest.mark.parametrize(("shuffle", "patches"), [(2, (64, 32)), (3, (60, 24)), (5, (60, 20))])
+def test_patches_are_whole_windows_of_a_network_with_levels(shuffle, patches, clean, tmp_path):
+    config = levels_config((4, 4, 4), (1, 1, 1), (0, 0), shuffle=shuffle)
+    for images, patch in zip((clean, clean[:, :40, :60]), patches, strict=True):
+        lessons = FinetunePatches(images_from(clean=images, noise=Gaussian(150)), config)
+        assert lessons.patch == patch
+    path = tmp_path / "levels.safetensors"
+    weights = DnResNet(config).state_dict()
+    save_checkpoint(path, Checkpoint(config, arrays_of(weights), Card("levels")))
+    steps = list(
+        finetune_steps(
+            images_from(clean=images, noise=Gaussian(150)), tmp_path / "out", start=path, steps=1
+        )
+    )
+    assert steps[-1].kind == "done"
+
+
 # What comes out
 
 
-@pytest.mark.parametrize("kind", ["residual", "direct"])
+@pytest.mark.parametrize("kind", ["residual", "direct", "levels"])
 @pytest.mark.parametrize("scenes", [1, 4])
 def test_denoising_the_raw_images_gives_the_psnr_that_training_told(
     kind, scenes, clean, recorded, tmp_path
@@ -236,7 +296,7 @@ def test_denoising_the_raw_images_gives_the_psnr_that_training_told(
     )
     # As 16-bit counts and, with a network so poor that they would be clipped, as floats.
     denoised = dn_core.denoise(
-        recorded[0][:scenes].astype(np.uint16 if kind == "residual" else np.float32), model=path
+        recorded[0][:scenes].astype(np.float32 if kind == "direct" else np.uint16), model=path
     )
     held_out = (-1, slice(None), slice(None)) if scenes == 4 else (0, slice(None), slice(96, None))
     assert psnr(denoised[held_out], clean[:scenes][held_out], images.range) == pytest.approx(
@@ -304,6 +364,28 @@ def test_the_card_says_where_the_model_comes_from_and_names_no_places(clean, sta
     assert card.data["scenes"] == 4
     assert "secret" not in path.read_bytes().decode("latin-1")
     assert str(tmp_path) not in path.read_bytes().decode("latin-1")
+
+
+def test_a_start_by_name_is_recorded_with_its_version_and_its_terms_pass_on(
+    clean, start, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DN_MODELS", str(tmp_path / "models"))
+    checkpoint = load_checkpoint(start)
+    card = replace(checkpoint.card, terms="Research only.")
+    save_checkpoint(start, replace(checkpoint, card=card))
+    registry.add(start)
+    save_checkpoint(start, replace(checkpoint, card=replace(card, terms="Free for any use.")))
+    registry.add(start, replace=True)
+    for name, version, terms in (
+        ("residual@1", 1, "Research only."),
+        ("residual", 2, "Free for any use."),
+    ):
+        path = dn_core.finetune(
+            tmp_path / name, clean=clean, noise=Gaussian(SIGMA), start=name, steps=10
+        )
+        card = card_of(path)
+        assert card.training["base"]["name"] == f"residual@{version}"
+        assert card.terms == terms
 
 
 def test_the_best_model_is_there_from_the_first_score_on_and_previews_show_it(
@@ -498,7 +580,27 @@ GOOD = {"noisy": SCENE, "clean": OTHER}
             ValueError,
             "one dtype, .*, got .*float32.*uint16",
         ),
-        ({"clean": SCENE, "noise": Jpeg(50)}, ValueError, "Gaussian, Poisson or PoissonGaussian"),
+        ({"clean": SCENE, "noise": Jpeg(50)}, ValueError, "PoissonGaussian or Detector"),
+        (
+            {"clean": SCENE, "noise": Detector(gain=Uniform(1, 2))},
+            ValueError,
+            r"gain of the noise must be a plain number, got Uniform\(.*\). Change gain",
+        ),
+        (
+            {"clean": SCENE, "noise": Detector(sigma=9, relative=True)},
+            ValueError,
+            "relative of the noise must be left out, .* Give sigma in grey levels",
+        ),
+        (
+            {"clean": SCENE, "noise": Detector(gain=1, offset=70000)},
+            ValueError,
+            "offset of the detector must be below the images' grey levels, .*got 70000",
+        ),
+        (
+            {"clean": SCENE, "noise": {"kind": "detector", "read_noise": -2}},
+            ValueError,
+            "read_noise must be a finite non-negative number, got -2",
+        ),
         (
             {"clean": SCENE, "noise": {"kind": "poisson", "peak": "many"}},
             ValueError,
@@ -600,11 +702,25 @@ def test_the_command_trains_and_tells_people_what_it_gained(given, tmp_path):
         (["--sigma", "5"], "--sigma needs --noise-kind"),
         (
             ["--noise-kind", "snow"],
-            "--noise-kind must be one of gaussian, poisson, poisson-gaussian, got 'snow'",
+            "--noise-kind must be one of gaussian, poisson, poisson-gaussian, detector, got 'snow'",
         ),
         (
             ["--noise-kind", "poisson", "--sigma", "5"],
             "poisson noise needs --peak, got --sigma",
+        ),
+        (["--read-noise", "5"], "--read-noise needs --noise-kind"),
+        (
+            ["--noise-kind", "detector", "--gain", "2", "--peak", "5"],
+            "detector noise needs --gain and --read-noise and may have --offset and --correlation, "
+            "got --peak and --gain",
+        ),
+        (
+            ["--noise-kind", "detector", "--gain", "-2", "--read-noise", "5"],
+            "gain must be a finite non-negative number, got -2.0",
+        ),
+        (
+            ["--noise-kind", "detector", "--gain", "2", "--read-noise", "5", "--correlation", "99"],
+            "correlation must be in 0..16, got 99.0",
         ),
     ],
 )
@@ -616,13 +732,29 @@ def test_noise_that_is_not_described_is_explained(options, message, tmp_path):
     assert message in result.stderr
 
 
+def test_a_detector_is_given_in_grey_levels_and_the_card_says_so(clean, start, tmp_path):
+    np.save(tmp_path / "clean.npy", clean)
+    detector = {"gain": 2.1, "read-noise": 150, "offset": 990, "correlation": 0.7}
+    options = [part for name, value in detector.items() for part in (f"--{name}", value)]
+    arguments = ["finetune", "--clean", tmp_path / "clean.npy", "--noise-kind", "detector"]
+    arguments += [*options, "--out", tmp_path, "--start", start, "--name", "own", "--steps", 60]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.stderr
+    card = card_of(tmp_path / "own.safetensors")
+    assert card.noise == (
+        "detector, correlation 0.7 pixels, gain 2.1 grey levels, offset 990, "
+        "read noise 150 grey levels"
+    )
+    assert card.data["noise"][0]["kind"] == "detector"
+
+
 def test_errors_are_events_too(tmp_path):
     (tmp_path / "bad.npy").write_bytes(b"rubbish")
     arguments = ["finetune", "--json", "--repeats", tmp_path / "bad.npy", "--out", tmp_path / "out"]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 1
     (event,) = events_of(result.stdout)
-    assert event["kind"] == "error"
+    assert (event["kind"], event["type"]) == ("error", "ValueError")
     assert "bad.npy is not an array that can be read" in event["message"]
 
 

@@ -15,10 +15,13 @@ from PIL import Image
 from small_models import CONFIGS, small_model
 
 import dn_core
+from dn_core.checkpoints import Card, Checkpoint, save_checkpoint
 from dn_core.inference import plan
 from dn_core.inference.plan import SPARE_BYTES, fit_tiles, usual_tile_size
 from dn_core.inference.tiling import TileGrid
 from dn_core.memory import available_memory
+from dn_core.network_config import levels_config
+from dn_core.networks import DnResNet
 from dn_core.training.data.clean_images import CleanImageDataset
 from dn_core.training.loop import fit
 from dn_core.training.recipes import Phase, load_recipe
@@ -187,7 +190,7 @@ def fitting_tile(name, shape, planes, available, tile=None, precision="float32")
 
 def needed_for(name, shape, planes, tile, precision="float32"):
     model = small_model(name)
-    tiles = TileGrid(shape, tile, model.config.halo, model.config.shuffle)
+    tiles = TileGrid(shape, tile, model.config.halo, model.config.stride)
     engine = model.engine("cpu", precision)
     return engine.memory(tiles.window_pixels, planes * tiles.total) + SPARE_BYTES
 
@@ -250,7 +253,7 @@ out = np.ones_like(image)
 dn_core.denoise(image[:160, :160], model, precision=precision, device="cpu")
 before = kilobytes("VmRSS")
 dn_core.denoise(image, model, precision=precision, device="cpu", tile_size=tile, out=out)
-tiles = TileGrid(image.shape, tile, model.config.halo, model.config.shuffle)
+tiles = TileGrid(image.shape, tile, model.config.halo, model.config.stride)
 planned = model.engine("cpu", precision).memory(tiles.window_pixels, tiles.total)
 print((kilobytes("VmHWM") - before) * 1024, planned)
 """
@@ -267,9 +270,19 @@ print((kilobytes("VmHWM") - before) * 1024, planned)
         ("dn-resnet-13", 900, 900, "float32"),
         ("dn-resnet-13", 900, 300, "float32"),
         ("dn-resnet-13", 300, 300, "float64"),
+        ("levels", 904, 904, "float32"),
+        ("levels", 904, 296, "float32"),
+        ("levels", 504, 504, "float64"),
     ],
 )
-def test_tiles_take_no_more_memory_than_planned_and_not_much_less(name, side, tile, precision):
+def test_tiles_take_no_more_memory_than_planned_and_not_much_less(
+    name, side, tile, precision, tmp_path
+):
+    if name == "levels":
+        name = tmp_path / "levels.safetensors"
+        config = levels_config()
+        weights = {key: value.numpy() for key, value in DnResNet(config).state_dict().items()}
+        save_checkpoint(name, Checkpoint(config, weights, Card("levels")))
     done = run_child(USED, name, side, tile, precision)
     assert done.returncode == 0, done.stderr[-600:]
     used, planned = map(int, done.stdout.split())

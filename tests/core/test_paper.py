@@ -71,6 +71,11 @@ def peer_weights(planes_in=1, planes_out=1, layers=3):
 # The protocol
 
 
+def test_a_method_is_called_by_its_version_where_it_was_named_so():
+    assert ModelMethod("dn-fast").name == "dn-fast"
+    assert ModelMethod("dn-fast@1").name == "dn-fast@1"
+
+
 def test_the_papers_16_levels():
     names = list(paper_levels())
     assert len(names) == 16

@@ -23,6 +23,7 @@ from dn_core.inference.arrays import InputImage
 from dn_core.inference.engines import TileTooLargeError
 from dn_core.inference.plan import next_smaller_plan
 from dn_core.inference.run import run
+from dn_core.network_config import levels_config
 
 MODEL = small_model()
 GREY = np.random.default_rng(0).normal(100, 10, (3, 90, 100)).astype("u2")
@@ -111,6 +112,23 @@ def test_a_given_noise_level_is_in_the_plan():
     planned = dn_core.plan_denoise(GREY, small_model("noise map"), sigma=7)
     assert planned.sigma == 7
     assert "noise-map, sigma 7" in str(planned)
+
+
+def test_tiles_of_a_network_with_levels_are_whole_cells_of_its_coarsest_level():
+    model, image = small_model("levels"), np.zeros((600, 700), np.float32)
+    halo = model.config.halo
+    text = str(dn_core.plan_denoise(image, model, device="cpu", tile_size=33))
+    assert f"tiles of 40 x 40 pixels per plane, halo {halo}, at multiples of 8" in text
+    assert "at multiples" not in str(dn_core.plan_denoise(image, MODEL, tile_size=33))
+
+
+def test_a_wide_halo_makes_windows_wider():
+    """Else most of what is computed would be thrown away."""
+    assert plan.usual_tile_size("cpu", levels_config()) == 512 - 2 * 64
+    wide = levels_config((32, 64, 96), (2, 4, 10), (2, 4))
+    assert wide.halo == 256
+    assert plan.usual_tile_size("cpu", wide) == 512
+    assert plan.usual_tile_size("cuda", wide) == 1536 - 2 * 256
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

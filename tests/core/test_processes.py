@@ -502,7 +502,7 @@ def test_without_a_home_folder_all_works_that_needs_none(picture):
     }
     print(json.dumps(done))
     """
-    model = str(MODELS / "dn-fast.safetensors")
+    model = str(MODELS / "dn-fast@1.safetensors")
     variables = {
         "HOME": None,
         "XDG_DATA_HOME": None,

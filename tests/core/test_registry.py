@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime
 import gzip
 import hashlib
@@ -11,6 +12,7 @@ import importlib.util
 import ipaddress
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -25,10 +27,11 @@ from typer.testing import CliRunner
 from web_server import WebServer, begin, endless, record_of, redirect, slowly, status, write_model
 
 import dn_core
-from dn_core.checkpoints import load_checkpoint, read_card
+from dn_core.checkpoints import load_checkpoint, read_card, save_checkpoint
 from dn_core.cli import app
 from dn_core.errors import CheckpointError, RegistryError, UnknownModelError
 from dn_core.models import models_folder, registry, remote
+from dn_core.models.facts import model_facts
 from dn_core.models.index import index_bytes, parse_index
 from dn_core.models.remote import Limits
 from dn_core.models.sources import check_address
@@ -412,14 +415,195 @@ def test_a_model_is_downloaded_once(server, old):
     assert [path for path, _ in server.requests].count(f"/models/{record['file']}") == 1
 
 
-def test_a_newer_version_replaces_the_older_one(server, old, new, folder):
+def test_a_newer_version_leaves_the_older_one_to_be_had_by_its_number(server, old, new, folder):
     server.serve(old)
-    remote.fetch("lab", server.address)
+    first = remote.fetch("lab", server.address)
     server.serve(new, version=2, sequence=2)
     path = remote.fetch("lab", server.address)
     assert path.read_bytes() == new
-    assert files_in(folder).keys() == {"index.json", path.name}
-    assert [entry.version for entry in registry.entries() if entry.name == "lab"] == [2]
+    assert files_in(folder).keys() == {"index.json", path.name, first.name}
+    assert [entry.reference for entry in registry.entries() if entry.name == "lab"] == ["lab@2"]
+    assert registry.resolve("lab") == registry.resolve("lab@2") == path
+    assert registry.resolve("lab@1") == first
+    listed = [entry.reference for entry in registry.entries(older=True)]
+    assert listed == [*(f"{name}@1" for name in BUNDLED), "lab@2", "lab@1"]
+
+
+def both_versions(server, old, new):
+    """A registry that lists two versions, as the publisher leaves it."""
+    records = [record_of("lab", content, number + 1) for number, content in enumerate((old, new))]
+    server.offer(2, *records)
+    for record, content in zip(records, (old, new), strict=True):
+        server.answers[f"/models/{record['file']}"] = content
+
+
+def test_an_older_version_is_fetched_by_its_number_before_or_after_the_newest(server, old, new):
+    both_versions(server, old, new)
+    assert [entry.version for entry in remote.remote_entries(server.address)] == [2]
+    every = remote.remote_entries(server.address, older=True)
+    assert [entry.reference for entry in every] == ["lab@2", "lab@1"]
+    assert remote.fetch("lab@1", server.address).read_bytes() == old
+    assert registry.reference("lab") == "lab@1"
+    assert remote.fetch("lab", server.address).read_bytes() == new
+    registry.remove("lab@1")
+    assert [entry.reference for entry in registry.entries()][-1] == "lab@2"
+    assert remote.fetch("lab@1", server.address).read_bytes() == old
+    assert (registry.reference("lab"), registry.reference("lab@1")) == ("lab@2", "lab@1")
+    assert registry.reference(registry.resolve("lab@1")) == "lab@1"
+    with pytest.raises(UnknownModelError, match="no version 3 of lab .*it has versions 1 and 2"):
+        remote.fetch("lab@3", server.address)
+
+
+def test_a_version_can_be_named_wherever_a_model_can(server, old, new):
+    both_versions(server, old, new)
+    for name in ("lab@1", "lab"):
+        remote.fetch(name, server.address)
+    first, newest = (dn_core.denoise(IMAGE, name) for name in ("lab@1", "lab"))
+    assert np.array_equal(first, dn_core.load_model("lab@1")(IMAGE))
+    assert np.array_equal(newest, dn_core.denoise(IMAGE, "lab@2"))
+    assert not np.array_equal(first, newest)
+    assert dn_core.plan_denoise(IMAGE, "lab@1").model == "lab@1"
+    assert dn_core.plan_denoise(IMAGE, "lab").model == "lab@2"
+    assert dn_core.plan_denoise(IMAGE).model == "dn-fast@1"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lab@3", "lab has versions 1 and 2 here. Name one of them, or fetch it"),
+        ("dn-fast@7", "dn-fast has version 1 here. Name"),
+        ("lab@", "version after lab@ must be a whole number of at least 1, got ''"),
+        ("lab@0", "must be a whole number of at least 1, got '0'"),
+        ("lab@01", "must be a whole number of at least 1, got '01'"),
+        ("lab@-1", "must be a whole number of at least 1, got '-1'"),
+        ("lab@new", "must be a whole number of at least 1, got 'new'"),
+        ("lba@1", "there is no model 'lba@1': it is neither a known name nor a file. Did you mean"),
+        ("@1", "neither a known name nor a file"),
+    ],
+)
+def test_a_version_that_is_not_here_is_refused_with_those_that_are(name, message, server, old, new):
+    both_versions(server, old, new)
+    for known in ("lab@1", "lab"):
+        remote.fetch(known, server.address)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dn_core.load_model(name)
+
+
+def test_a_file_with_a_sign_of_versions_in_its_name_is_still_a_file(tmp_path, monkeypatch):
+    write_model(tmp_path / "lab@1.safetensors", "lab")
+    monkeypatch.chdir(tmp_path)
+    assert dn_core.load_model("lab@1.safetensors").card.name == "lab"
+    assert registry.reference("lab@1.safetensors") == "lab"
+    with pytest.raises(UnknownModelError, match="'dn-fast@1.safetensors': it is neither"):
+        dn_core.load_model("dn-fast@1.safetensors")
+
+
+@pytest.mark.parametrize("name", ["dn-fast@2", "lab@1", "dn-fast@01"])
+def test_a_file_that_is_called_like_a_version_is_not_taken_for_one(name, tmp_path, monkeypatch):
+    write_model(tmp_path / name, "lab")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"there is no model '{name}'|must be a whole number"):
+        dn_core.load_model(name)
+    assert dn_core.load_model(f"./{name}").card.name == "lab"
+    assert dn_core.load_model(Path(name)).card.name == "lab"
+
+
+@pytest.mark.parametrize("name", ["lab@", "lab@01", "lab@2", "lab@1@1"])
+def test_removing_takes_no_version_that_was_not_named(name, tmp_path):
+    registry.add(write_model(tmp_path / "m.safetensors", "lab"))
+    with pytest.raises(UnknownModelError, match=f"'{name}' to remove. It has version 1"):
+        registry.remove(name)
+    assert registry.resolve("lab@1").is_file()
+
+
+def test_one_content_under_two_versions_is_one_file(server, old, new):
+    """As after a version that was taken back by publishing the one before it again."""
+    records = [record_of("lab", content, n + 1) for n, content in enumerate((old, new, old))]
+    server.offer(3, *records)
+    for record, content in zip(records, (old, new, old), strict=True):
+        server.answers[f"/models/{record['file']}"] = content
+    paths = {name: remote.fetch(name, server.address) for name in ("lab@1", "lab@2", "lab")}
+    assert paths["lab@1"] == paths["lab"] != paths["lab@2"]
+    assert registry.reference("lab") == "lab@3"
+    for name in ("lab@1", "lab@3"):
+        assert dn_core.plan_denoise(IMAGE, name).model == name
+    registry.remove("lab@3")
+    assert dn_core.plan_denoise(IMAGE, "lab").model == "lab@2"
+    registry.remove("lab@2")
+    assert dn_core.plan_denoise(IMAGE, "lab").model == "lab@1"
+    assert registry.resolve("lab@1").read_bytes() == old
+    registry.remove("lab")
+    assert not paths["lab"].exists()
+
+
+def test_a_model_that_replaces_an_own_one_is_a_newer_version(tmp_path):
+    for number, scale in enumerate((1, 0.9), 1):
+        path = write_model(tmp_path / "m.safetensors", "my-model", scale)
+        assert registry.add(path, replace=True).reference == f"my-model@{number}"
+    assert registry.add(path, replace=True).reference == "my-model@2"
+    first = write_model(tmp_path / "first.safetensors", "my-model", 1)
+    assert registry.resolve("my-model@1").read_bytes() == first.read_bytes()
+    assert registry.add(first, replace=True).reference == "my-model@3"
+
+
+def test_a_version_that_is_listed_twice_is_refused(old, new):
+    newest, first = record_of("lab", new, 2), record_of("lab", old, 1)
+    table = {"format": 2, "sequence": 1, "models": [newest]}
+    for older in ([first, first], [newest], [record_of("other", old)]):
+        content = json.dumps(table | {"older": older}).encode()
+        with pytest.raises(RegistryError, match="versions before the newest one as older"):
+            parse_index(content, "registry", "remote")
+    index = parse_index(json.dumps(table | {"older": [first]}).encode(), "registry", "remote")
+    assert parse_index(index_bytes(1, index.records), "registry", "remote") == index
+
+
+def test_weights_in_float16_stay_so_under_another_name(tmp_path):
+    path = tmp_path / "m.safetensors"
+    checkpoint = load_checkpoint(write_model(path, "my-model"))
+    save_checkpoint(path, checkpoint, half=True)
+    entry = registry.add(path, "nuclei")
+    assert entry.bytes < 0.6 * len(checkpoint.to_bytes()) + 2000
+    found, expected = load_checkpoint(entry.path).weights, load_checkpoint(path).weights
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
+def test_what_a_model_is_and_its_terms_are_shown_in_a_shell(tmp_path, server, old):
+    shown = invoke("models", "show", "dn-fast@1")
+    assert shown.exit_code == 0, shown.output
+    assert "dn-fast@1, bundled" in shown.stdout
+    assert "Terms" in shown.stdout
+    assert "set12 gaussian 25 30.21 dB" in shown.stdout
+    server.offer(1, record_of("lab", old, 4, terms="Free for any use."))
+    remote_text = invoke("models", "show", "lab", "--registry", server.address).stdout
+    assert "lab@4, remote" in remote_text
+    assert "Free for any use." in remote_text
+    path = write_model(tmp_path / "m.safetensors", "my-model")
+    assert "not in the list of models" in invoke("models", "show", path).stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"images": 0, "phantoms": 1.0}, "made-up images"),
+        (
+            {"images": 1200, "phantoms": 0.4},
+            "1,200 images, and made-up ones for 40% of the patches",
+        ),
+        ({"images": 1200}, "1,200 images"),
+    ],
+)
+def test_made_up_images_are_told_among_those_learnt_from(data, words, tmp_path):
+    path = write_model(tmp_path / "m.safetensors", "lab")
+    checkpoint = load_checkpoint(path)
+    card = dataclasses.replace(checkpoint.card, data=data)
+    save_checkpoint(path, dataclasses.replace(checkpoint, card=card))
+    assert model_facts(registry.add(path))["Learnt from"] == words
+
+
+def test_a_card_cannot_change_what_a_terminal_shows(server, old):
+    server.offer(1, record_of("lab", old, 4, terms="Free.\x1b[1A\rµm"))
+    shown = invoke("models", "show", "lab", "--registry", server.address).stdout
+    assert "Free.\ufffd[1A\ufffdµm" in shown
 
 
 def test_a_plain_folder_is_a_registry(tmp_path, old):
@@ -899,6 +1083,11 @@ def test_a_model_is_updated_from_where_it_came(server, tmp_path, old, new):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / record["file"]).write_bytes(new)
     (tmp_path / "shared" / "index.json").write_bytes(index_bytes(1, [record]))
+    with pytest.raises(RegistryError, match="lab is here from http.*Remove it first"):
+        remote.fetch("lab", tmp_path / "shared")
+    record = record_of("lab", old, 3)  # the same content does not make it the other's model
+    (tmp_path / "shared" / record["file"]).write_bytes(old)
+    (tmp_path / "shared" / "index.json").write_bytes(index_bytes(2, [record]))
     with pytest.raises(RegistryError, match="lab is here from http.*Remove it first"):
         remote.fetch("lab", tmp_path / "shared")
 

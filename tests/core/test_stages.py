@@ -15,7 +15,7 @@ from skimage import data
 
 from dn_core.checkpoints import load_checkpoint
 from dn_core.models import registry
-from dn_core.network_config import paper_config
+from dn_core.network_config import levels_config, paper_config
 from dn_core.networks import DnResNet
 from dn_core.training.data.clean_images import CleanImageDataset
 from dn_core.training.events import TrainingEvent
@@ -34,6 +34,7 @@ CASCADE = Recipe(
     epoch=2,
     drop=0.0,
 )
+LEVELS = dataclasses.replace(CASCADE, network=levels_config((8, 8, 8), (1, 0, 1), (1, 0)))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,6 +81,58 @@ def test_evolution_goes_from_the_tail():
     assert [
         stage.new_blocks for stage in plan_stages(evolve("some.safetensors", "evolve-once"))
     ] == [(1, 0)]
+
+
+def test_a_cascade_with_levels_inserts_a_block_a_stage_in_the_order_of_computing():
+    stages = plan_stages(LEVELS)
+    assert [(stage.number, stage.new_blocks) for stage in stages] == [
+        (0, ()),
+        (1, (0,)),
+        (2, (1,)),
+        (3, (2,)),
+    ]
+    assert [stage.network.block_names for stage in stages] == [
+        (),
+        ("blocks.0",),
+        ("blocks.0", "levels.1.blocks.0"),
+        ("blocks.0", "levels.1.blocks.0", "blocks_up.0"),
+    ]
+    assert all(len(stage.network.levels) == 2 for stage in stages)
+    assert stages[-1].network == LEVELS.network
+
+
+def test_evolution_with_levels_goes_from_the_tail_up_and_down_again():
+    network = LEVELS.network.with_blocks(("full", "separable", "separable"))
+    recipe = dataclasses.replace(LEVELS, network=network, plan="evolve", start="some.safetensors")
+    assert [(stage.network.all_blocks, stage.new_blocks) for stage in plan_stages(recipe)] == [
+        (("full", "full", "separable"), (2,)),
+        (("full", "separable", "separable"), (1,)),
+    ]
+
+
+def test_a_cascade_and_an_evolution_with_levels_are_trained_to_the_end(dataset, tmp_path):
+    path = train(LEVELS, dataset, tmp_path / "cascade", precision="float32")
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.config == LEVELS.network
+    assert [stage["layers"] for stage in checkpoint.card.training["stages"]] == [6, 8, 10, 12]
+    evolved = dataclasses.replace(
+        LEVELS,
+        network=LEVELS.network.with_blocks(("separable",) * 3),
+        plan="evolve-once",
+        start=str(path),
+    )
+    out = tmp_path / "evolved"
+    stopped = train_stages(evolved, dataset, out, precision="float32", save_seconds=0)
+    for _ in itertools.islice(stopped, 3):
+        pass
+    stopped.close()
+    assert load_checkpoint(train(evolved, dataset, out, precision="float32")).config == (
+        evolved.network
+    )
+    network = levels_config((8, 8, 8), (1, 1, 1), (1, 0)).with_blocks(("separable",) * 4)
+    other = dataclasses.replace(evolved, network=network)
+    with pytest.raises(ValueError, match=r"with full blocks \(14 layers\), got"):
+        train(other, dataset, tmp_path / "other")
 
 
 @pytest.mark.parametrize("new_blocks", ["identity", "paper"])

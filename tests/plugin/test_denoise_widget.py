@@ -94,7 +94,7 @@ def test_one_click_denoises_and_keeps_everything(viewer, open_widget, wait):
     assert result.metadata["stage"] == 7
     assert METADATA not in layer.metadata
     facts = result.metadata[METADATA]
-    assert facts["model"] == "dn-fast"
+    assert facts["model"] == "dn-fast@1"
     assert len(facts["model_sha256"]) == 64
     assert facts["axes"] == "ZYX"
     assert facts["amount"] == 1

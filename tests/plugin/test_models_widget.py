@@ -80,6 +80,39 @@ def test_bundled_models_are_listed_with_their_cards(open_widget):
     assert not widget.delete.enabled
 
 
+def test_terms_and_sources_are_shown(open_widget):
+    widget = open_widget(NAME)
+    widget.choose("dn-fast@1")
+    assert "Model: dn-fast@1, bundled" in widget.card.value
+    assert "ImageNet: non-commercial research only" in widget.card.value
+    assert "Terms: For research." in widget.card.value
+    assert widget.table.item(0, 4).text() == "1"
+
+
+def test_an_older_version_stays_chosen_and_can_be_used(viewer, open_widget, wait, lab):
+    path = next(lab.glob("*.safetensors"))
+    registry.add(path)
+    checkpoint = load_checkpoint(path)
+    weights = {name: value * np.float32(0.9) for name, value in checkpoint.weights.items()}
+    save_checkpoint(path, type(checkpoint)(checkpoint.config, weights, checkpoint.card))
+    widget, denoise = open_widget(NAME), open_widget("Denoise layer")
+    registry.add(path, replace=True)
+    widget.refresh()
+    denoise.model.reset_choices()
+    assert rows(widget)[-2:] == [("lab-half", "own")] * 2
+    assert denoise.model.choices[-2:] == ("lab-half", "lab-half@1")
+    denoise.model.value = "lab-half@1"
+    image = np.random.default_rng(0).integers(0, 255, (40, 40)).astype(np.uint8)
+    viewer.add_image(image, name="image")
+    denoise.run.clicked.emit(True)
+    wait(lambda: denoise.task is None)
+    result = viewer.layers["image denoised"]
+    assert np.array_equal(result.data, dn_core.denoise(image, "lab-half@1"))
+    assert result.metadata["dnresnet"]["model"] == "lab-half@1"
+    widget.choose("lab-half@1")
+    assert widget.chosen.version == 1
+
+
 @pytest.mark.parametrize("where", ["folder", "web"])
 def test_a_model_is_downloaded_used_and_deleted(viewer, open_widget, wait, lab, web, where):
     widget, denoise = open_widget(NAME), open_widget("Denoise layer")

@@ -82,20 +82,20 @@ def test_amount_acts_on_the_selected_result_of_one_source(viewer, open_widget, w
     widget.model.value = "dn-resnet-13"
     second = denoise(widget)
     select(viewer, first)
-    assert widget.description.value == "Result: image denoised, of image with dn-fast"
+    assert widget.description.value == "Result: image denoised, of image with dn-fast@1"
     move_amount(widget, 0.25, wait)
     assert np.array_equal(first.data, dn_core.denoise(image, amount=0.25))
     assert np.array_equal(second.data, dn_core.denoise(image, model="dn-resnet-13"))
     select(viewer, second)
     assert widget.amount.value == 1
-    assert widget.description.value == "Result: image denoised [1], of image with dn-resnet-13"
-    assert widget.status.value.startswith("dn-resnet-13 on ")
-    assert "dn-resnet-13" in widget.code("python")
+    assert widget.description.value == "Result: image denoised [1], of image with dn-resnet-13@1"
+    assert widget.status.value.startswith("dn-resnet-13@1 on ")
+    assert "dn-resnet-13@1" in widget.code("python")
     select(viewer, first)
     assert widget.amount.value == 0.25
-    assert widget.status.value.startswith("dn-fast on ")
-    assert "'dn-fast', amount=0.25" in widget.code("python")
-    assert "dn-fast --amount 0.25" in widget.code("command")
+    assert widget.status.value.startswith("dn-fast@1 on ")
+    assert "'dn-fast@1', amount=0.25" in widget.code("python")
+    assert "dn-fast@1 --amount 0.25" in widget.code("command")
 
 
 def test_residual_and_removal_are_of_the_selected_result(viewer, open_widget, denoise):
@@ -179,7 +179,7 @@ def test_a_dock_opened_again_finds_its_results(
     result.name = "mine"
     again = open_widget(NAME)
     assert again is not widget
-    assert again.description.value == "Result: mine, of renamed with dn-resnet-13"
+    assert again.description.value == "Result: mine, of renamed with dn-resnet-13@1"
     assert again.amount.value == 0.5
     assert again.layer.value is layer
     for amount in (0.25, 1.0):

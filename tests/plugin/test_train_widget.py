@@ -179,6 +179,20 @@ def test_repeats_and_noise_models_train_too(viewer, widget, wait, mode):
     )
 
 
+def test_a_detector_is_asked_for_in_grey_levels(viewer, widget):
+    assert not widget.gain.visible
+    widget.mode.value, widget.kind.value = CLEAN, "detector"
+    detector = (widget.gain, widget.read_noise, widget.offset, widget.correlation)
+    assert all(setting.visible for setting in detector)
+    assert not widget.sigma.visible
+    assert not widget.peak.visible
+    for setting, value in zip(detector, (2.1, 3.5, 100, 0.7), strict=True):
+        setting.value = value
+    options = " ".join(widget.arguments({}))
+    assert "--noise-kind detector --gain 2.1 --read-noise 3.5 --offset 100" in options
+    assert "--correlation 0.7" in options
+
+
 def test_bad_training_images_are_explained(viewer, widget, wait):
     widget.start()
     assert "no noisy layer" in widget.status.value

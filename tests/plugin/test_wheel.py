@@ -28,7 +28,7 @@ def test_the_wheel_has_what_it_needs_and_no_more(wheel):
     for wanted in (
         "napari_dnresnet/napari.yaml",
         "dn_core/models/index.json",
-        "dn_core/models/dn-fast.safetensors",
+        "dn_core/models/dn-fast@1.safetensors",
         "dn_core/__init__.pyi",
         "dn_core/models/__init__.pyi",
         "dn_core/noise/__init__.pyi",

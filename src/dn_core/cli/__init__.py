@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from dn_core.cli import denoise, evaluate, models, train
+from dn_core.cli import denoise, evaluate, models, phantoms, train
 from dn_core.cli.console import open_closed_streams, say, sentence, show_warning
 from dn_core.cli.signals import end_if_stopped, stop_on_signals
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command()(denoise.denoise)
 app.command(cls=train.TrainCommand)(train.train)
 app.command()(train.finetune)
+app.command()(phantoms.phantoms)
 app.command()(evaluate.evaluate)
 app.add_typer(models.models_app)
 

@@ -64,7 +64,10 @@ def denoise(
         Path, typer.Option("--output", "-o", help="A file for one input; a folder for several.")
     ],
     model: Annotated[
-        str | None, typer.Option(help="A name from 'dn-resnet models', or a model file.")
+        str | None,
+        typer.Option(
+            help="A name from 'dn-resnet models', one version of it (dn-fast@1), or a model file."
+        ),
     ] = None,
     channel_axis: ChannelAxis = "auto",
     amount: Annotated[

@@ -18,7 +18,10 @@ def evaluate(
     ],
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A name or a file; may be given several times. Default: all models."),
+        typer.Option(
+            help="A name, one version (dn-fast@1) or a file; may be given several times. Default: "
+            "the newest version of all models."
+        ),
     ] = None,
     baseline: Annotated[
         list[Path] | None,

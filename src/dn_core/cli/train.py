@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,7 +55,9 @@ def train(
         str,
         typer.Argument(metavar="RECIPE", help="A bundled recipe (listed below) or a TOML file."),
     ],
-    data: Annotated[Path, typer.Option(help="Folder of clean images.")],
+    data: Annotated[
+        str, typer.Option(help="Folder of clean images, or 'phantoms': made-up ones, no files.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the model and the state to resume from.")],
     steps: Annotated[
         int | None,
@@ -67,7 +69,10 @@ def train(
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option(help="A model, by name or file, to start from instead of the recipe's start."),
+        typer.Option(
+            help="A model, by name, version (dn-fast@1) or file, to start from instead of the "
+            "recipe's start."
+        ),
     ] = None,
     device: Device = "cpu",
     threads: Threads = 1,
@@ -81,14 +86,14 @@ def train(
 ) -> None:
     """Train a model; the same command again resumes a run that was stopped."""
     with explained(debug), _driven(json_lines, control, threads) as driver:
-        from dn_core.training.data.clean_images import load_clean_images
+        from dn_core.training.data.phantom_images import HELD_OUT, training_images
         from dn_core.training.recipes import load_recipe
         from dn_core.training.stages import train_stages
 
         loaded = load_recipe(recipe)
         loaded = loaded if steps is None else loaded.with_steps(steps)
         loaded = loaded if start is None else replace(loaded, start=start)
-        dataset = load_clean_images(data, smallest=loaded.largest_patch, skip_bad=skip_bad)
+        dataset = training_images(data, loaded, skip_bad=skip_bad)
         for item in dataset.skipped:
             say(f"skipped {item.path}: {item.reason}")
         last = (
@@ -97,9 +102,13 @@ def train(
             else ""
         )
         last += f", at most {loaded.minutes:g} minutes a stage" if loaded.minutes else ""
+        mixed = loaded.phantoms and not dataset.made_up
+        beside = f" (made-up ones for {loaded.phantoms:.0%} of the patches)" if mixed else ""
+        held_out = len(dataset.held_out) or (HELD_OUT if mixed else 0)
+        which = " made-up ones" if mixed and not dataset.held_out else ""
         say(
-            f"{loaded.name}: {counted(len(dataset.images), 'image')}, {len(dataset.held_out)} held "
-            f"out, {counted(len(dataset.skipped), 'file')} skipped, "
+            f"{loaded.name}: {dataset.in_words}{beside}, {held_out}{which} held out, "
+            f"{counted(len(dataset.skipped), 'file')} skipped, "
             f"{counted(loaded.steps, 'step')}{last}"
         )
         training = train_stages(loaded, dataset, out, device=device, allow=tuple(allow or ()))
@@ -110,8 +119,8 @@ def train(
                 "start",
                 name=loaded.name,
                 total_steps=loaded.steps,
-                images=len(dataset.images),
-                held_out=len(dataset.held_out),
+                images=dataset.count,
+                held_out=held_out,
             )
             train_events(training, driver.control)
             return
@@ -146,7 +155,10 @@ def finetune(
     channel_axis: ChannelAxis = "auto",
     noise_kind: Annotated[
         str | None,
-        typer.Option(help="Noise to add to --clean alone: gaussian, poisson or poisson-gaussian."),
+        typer.Option(
+            help="Noise to add to --clean alone: detector (a camera's, with --gain and "
+            "--read-noise), gaussian, poisson or poisson-gaussian."
+        ),
     ] = None,
     sigma: Annotated[
         float | None,
@@ -155,9 +167,23 @@ def finetune(
         ),
     ] = None,
     peak: Annotated[float | None, typer.Option(help="Mean photon count at --white.")] = None,
+    gain: Annotated[
+        float | None, typer.Option(help="Of a detector: grey levels for each photoelectron.")
+    ] = None,
+    read_noise: Annotated[
+        float | None, typer.Option(help="Of a detector: noise without light, in grey levels.")
+    ] = None,
+    offset: Annotated[
+        float | None,
+        typer.Option(help="Of a detector: the grey level without light; 0 by default."),
+    ] = None,
+    correlation: Annotated[
+        float | None,
+        typer.Option(help="Of a detector: width of the Gaussian that blurs its noise, in pixels."),
+    ] = None,
     black: Annotated[
         float | None,
-        typer.Option(help="Grey level without light; by default estimated from the images."),
+        typer.Option(help="Grey level of the darkest parts; by default estimated from the images."),
     ] = None,
     white: Annotated[
         float | None,
@@ -166,7 +192,11 @@ def finetune(
         ),
     ] = None,
     start: Annotated[
-        str | None, typer.Option(help="A name from 'dn-resnet models', or a model file, to adapt.")
+        str | None,
+        typer.Option(
+            help="A name from 'dn-resnet models', one version of it (dn-fast@1), or a model file, "
+            "to adapt."
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the new model.")] = "finetuned",
     steps: Annotated[
@@ -195,7 +225,7 @@ def finetune(
         from dn_core.training.finetuning import finetune_steps, images_from, training_folder
 
         check_name(name, "--name")
-        noise = _noise_table(noise_kind, sigma, peak)
+        noise = _noise_table(noise_kind, (sigma, peak, gain, read_noise, offset, correlation))
         images = images_from(
             noisy=noisy,
             clean=clean,
@@ -268,29 +298,41 @@ def _time_left(event: TrainingEvent, digits: int) -> str:
     return "" if math.isnan(left) else f", {left:.{digits}f} min left"
 
 
-def _noise_table(
-    kind: str | None, sigma: float | None, peak: float | None
-) -> dict[str, Any] | None:
+NOISE_OPTIONS = ("sigma", "peak", "gain", "read_noise", "offset", "correlation")
+NOISE_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "gaussian": (("sigma",), ()),
+    "poisson": (("peak",), ()),
+    "poisson-gaussian": (("peak", "sigma"), ()),
+    "detector": (("gain", "read_noise"), ("offset", "correlation")),
+}
+"""For each kind of noise the settings that it needs, and those that it may have."""
+
+
+def _noise_table(kind: str | None, settings: tuple[float | None, ...]) -> dict[str, Any] | None:
     """The noise that the options describe, as `images_from` takes it."""
-    values = {
-        name: value for name, value in (("sigma", sigma), ("peak", peak)) if value is not None
-    }
+    given = zip(NOISE_OPTIONS, settings, strict=True)
+    values = {name: value for name, value in given if value is not None}
     if kind is None:
         if values:
-            raise ValueError(f"--{next(iter(values))} needs --noise-kind. Add it.")
+            raise ValueError(f"{_options([*values][:1])} needs --noise-kind. Add it.")
         return None
-    needed = {"gaussian": {"sigma"}, "poisson": {"peak"}, "poisson-gaussian": {"sigma", "peak"}}
-    if kind not in needed:
+    if kind not in NOISE_SETTINGS:
         raise ValueError(
-            f"--noise-kind must be one of {', '.join(needed)}, got {kind!r}. Change it."
+            f"--noise-kind must be one of {', '.join(NOISE_SETTINGS)}, got {kind!r}. Change it."
         )
-    if needed[kind] != values.keys():
-        wanted = " and ".join(f"--{name}" for name in sorted(needed[kind]))
+    needed, possible = NOISE_SETTINGS[kind]
+    if not {*needed} <= values.keys() <= {*needed, *possible}:
+        more = f" and may have {_options(possible)}" if possible else ""
         raise ValueError(
-            f"{kind} noise needs {wanted}, got "
-            f"{' and '.join(f'--{name}' for name in values) or 'nothing'}."
+            f"{kind} noise needs {_options(needed)}{more}, got {_options(values) or 'nothing'}. "
+            "Change the options."
         )
     return {"kind": kind, **values}
+
+
+def _options(names: Iterable[str]) -> str:
+    """Settings as the command line spells them."""
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,5 +358,5 @@ def _driven(json_lines: bool, control: bool, threads: int) -> Iterator[_Driver |
         yield driver
     except Exception as error:
         if driver is not None and not isinstance(error, (BrokenPipeError, typer.Exit)):
-            emit("error", message=sentence(error))
+            emit("error", message=sentence(error), type=type(error).__name__)
         raise

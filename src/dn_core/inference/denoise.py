@@ -53,7 +53,8 @@ def denoise(
         ``(..., height, width)``, or with channels: a numpy, dask or zarr array, a torch tensor, an
         xarray or a PIL image, of any integer or float type and in any units.
     model : str, Path or Model, optional
-        A name from `model_names`, a file, or a loaded model. By default dn-fast.
+        A name from `model_names`, alone for its newest version or with one (``"dn-fast@1"``), a
+        file, or a loaded model. By default dn-fast.
     channel_axis : int, None or "auto", optional
         The axis of colours or channels, all of which are denoised; None if there are none and the
         last two axes are planes. With ``"auto"`` (default) the axis names of an xarray count.
@@ -174,7 +175,8 @@ def denoise_steps(
         ``(..., height, width)``, or with channels: a numpy, dask or zarr array, a torch tensor, an
         xarray or a PIL image, of any integer or float type and in any units.
     model : str, Path or Model, optional
-        A name from `model_names`, a file, or a loaded model. By default dn-fast.
+        A name from `model_names`, alone for its newest version or with one (``"dn-fast@1"``), a
+        file, or a loaded model. By default dn-fast.
     channel_axis : int, None or "auto", optional
         The axis of colours or channels, all of which are denoised; None if there are none and the
         last two axes are planes. With ``"auto"`` (default) the axis names of an xarray count.
@@ -266,7 +268,8 @@ def plan_denoise(
         ``(..., height, width)``, or with channels: a numpy, dask or zarr array, a torch tensor, an
         xarray or a PIL image, of any integer or float type and in any units.
     model : str, Path or Model, optional
-        A name from `model_names`, a file, or a loaded model. By default dn-fast.
+        A name from `model_names`, alone for its newest version or with one (``"dn-fast@1"``), a
+        file, or a loaded model. By default dn-fast.
     channel_axis : int, None or "auto", optional
         The axis of colours or channels, all of which are denoised; None if there are none and the
         last two axes are planes. With ``"auto"`` (default) the axis names of an xarray count.

@@ -149,18 +149,18 @@ def _to_float(
 
 def _depth(config: NetworkConfig) -> int:
     """Pixels around a chunk that its result depends on: the halo, and the margin of hot pixels."""
-    return -(-(config.halo + MARGIN) // config.shuffle) * config.shuffle
+    return -(-(config.halo + MARGIN) // config.stride) * config.stride
 
 
 def _aligned(stack: Any, plan: DenoisePlan) -> Any:
-    """The stack in chunks of at least `_depth` that begin at multiples of `shuffle`."""
+    """The stack in chunks of at least `_depth` that begin at multiples of `stride`."""
     config, depth = plan.config, _depth(plan.config)
-    size = -(-_first_tile_size(plan) // config.shuffle) * config.shuffle
+    size = -(-_first_tile_size(plan) // config.stride) * config.stride
     chunks = {}
     for axis in (stack.ndim - 2, stack.ndim - 1):
         sizes = stack.chunks[axis]
         if len(sizes) > 1 and (
-            min(sizes) < depth or any(part % config.shuffle for part in sizes[:-1])
+            min(sizes) < depth or any(part % config.stride for part in sizes[:-1])
         ):
             chunks[axis] = _even_chunks(stack.shape[axis], max(size, depth), depth)
     return stack.rechunk(chunks) if chunks else stack

@@ -23,14 +23,17 @@ class LoadedNetwork:
     ----------
     checkpoint : Checkpoint
         Settings, weights and card.
+    reference : str
+        What results call it: ``"dn-fast@1"`` where it was found by name, else its card's name.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, reference: str = "") -> None:
         self.checkpoint = checkpoint
+        self.reference = reference or checkpoint.card.name
         self._engines: dict[tuple[str, Precision], Engine] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LoadedNetwork, (self.checkpoint,)
+        return LoadedNetwork, (self.checkpoint, self.reference)
 
     def engine(self, device: str, precision: Precision) -> Engine:
         """The engine for a device, as `build_engine` makes it."""
@@ -51,7 +54,8 @@ def load_network(name_or_path: str | Path | None = None) -> LoadedNetwork:
     Parameters
     ----------
     name_or_path : str or Path, optional
-        A name from `dn_core.model_names` or a file; None for the default model.
+        A name from `dn_core.model_names`, alone or with a version (``"dn-fast@1"``), or a file;
+        None for the default model.
 
     Raises
     ------
@@ -60,11 +64,13 @@ def load_network(name_or_path: str | Path | None = None) -> LoadedNetwork:
     CheckpointError
         If the file is not a model, or damaged.
     """
-    path = registry.resolve(registry.default_name() if name_or_path is None else name_or_path)
+    path, reference = registry.located(
+        registry.default_name() if name_or_path is None else name_or_path
+    )
     stat = path.stat()
-    return _load_file(path.resolve(), stat.st_mtime_ns, stat.st_size)
+    return _load_file(path.resolve(), stat.st_mtime_ns, stat.st_size, reference)
 
 
 @functools.lru_cache(maxsize=8)
-def _load_file(path: Path, modified: int, size: int) -> LoadedNetwork:
-    return LoadedNetwork(registry.load(path))
+def _load_file(path: Path, modified: int, size: int, reference: str) -> LoadedNetwork:
+    return LoadedNetwork(registry.load(path), reference)

@@ -158,7 +158,8 @@ def load_model(name_or_path: str | Path | None = None) -> Model:
     Parameters
     ----------
     name_or_path : str or Path, optional
-        A name from `model_names`, or a ``.safetensors`` file. By default dn-fast.
+        A name from `model_names`, alone for its newest version or with one (``"dn-fast@1"``), or
+        a ``.safetensors`` file. By default dn-fast.
 
     Returns
     -------
@@ -174,7 +175,7 @@ def load_model(name_or_path: str | Path | None = None) -> Model:
 
     Examples
     --------
-    >>> load_model("dn-fast").card.name
+    >>> load_model("dn-fast@1").card.name
     'dn-fast'
     """
     model = Model.__new__(Model)
@@ -193,7 +194,8 @@ def engine_name(
     Parameters
     ----------
     model : str, Path or Model, optional
-        A name from `model_names`, a file, or a loaded model. By default dn-fast.
+        A name from `model_names`, alone for its newest version or with one (``"dn-fast@1"``), a
+        file, or a loaded model. By default dn-fast.
     device : str, optional
         ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``. The default is the best available.
     dtype : dtype, optional

@@ -69,7 +69,7 @@ class DenoisePlan:
     planes : int
         Number of planes to denoise.
     model : str
-        Name of the model.
+        Name of the model, with its version where it was found by name (``"dn-fast@1"``).
     sigma : float or None
         Standard deviation of the noise in image units that the model is given; None for models that
         take none.
@@ -154,13 +154,15 @@ class DenoisePlan:
         height, width = self.axes.plane_shape
         rows, columns = self.axes.spatial
         down, across = self.tiles.counts
-        each, size = "chunk" if self.kind == "dask" else "plane", self.tiles.size
+        each, size = "chunk" if self.kind == "dask" else "plane", self.tiles.step
         tiles = (
             f"1 tile per {each}"
             if self.tiles.total == 1
             else f"{down} x {across} tiles of {size} x {size} pixels per {each}, halo "
             f"{self.tiles.halo}"
         )
+        if self.config.levels:
+            tiles += f", at multiples of {self.tiles.multiple}"
         changed = [
             f"{item.name}={value!r}"
             for item in fields(self.options)
@@ -196,7 +198,8 @@ def make_plan(
     image : InputImage
         The image.
     model : str, Path, LoadedNetwork or None
-        A name, a file, or a network that is loaded already; None for the default model.
+        A name, alone or with a version (``"dn-fast@1"``), a file, or a network that is loaded
+        already; None for the default model.
     options : DenoiseOptions
         What the caller asked for.
     result_in_memory : bool
@@ -224,7 +227,7 @@ def make_plan(
         dtype=image.dtype,
         kind=image.kind,
         planes=axes.plane_count,
-        model=network.checkpoint.card.name,
+        model=network.reference,
         sigma=sigma,
         device=device,
         precision=engine.precision,
@@ -300,7 +303,8 @@ def choose_engine(
 
 def usual_tile_size(device: str, config: NetworkConfig) -> int:
     """Tile size without the halo where memory is sufficient."""
-    return max(SMALLEST_TILE, WINDOW[device.split(":")[0]] - 2 * config.halo)
+    # where the halo is wide the window grows with it, so that it has at most 3/4 of the pixels
+    return max(SMALLEST_TILE, WINDOW[device.split(":")[0]] - 2 * config.halo, 2 * config.halo)
 
 
 def fit_tiles(
@@ -327,7 +331,7 @@ def fit_tiles(
         If even the smallest ones do not fit.
     """
     while True:
-        tiles = TileGrid(shape, size, config.halo, config.shuffle)
+        tiles = TileGrid(shape, size, config.halo, config.stride)
         needed = _bytes_of_tiles(engine, tiles, planes)
         if needed <= free:
             return tiles
@@ -415,7 +419,7 @@ def _choose_tiles(
     usual = usual_tile_size(device, config)
     asked = usual if options.tile_size is None else int(options.tile_size)
     if image.kind == "dask":
-        tiles = TileGrid(_largest_chunk(image, axes), asked, config.halo, config.shuffle)
+        tiles = TileGrid(_largest_chunk(image, axes), asked, config.halo, config.stride)
         why = f"tiles: {asked} pixels, or fewer where memory requires it as a chunk is computed."
         return tiles, why, ()
     tiles = fit_tiles(engine, config, axes.plane_shape, axes.plane_count, asked, free)

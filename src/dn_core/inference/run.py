@@ -193,9 +193,9 @@ class _TileTask:
     found : Statistics
         Statistics of the plane.
     pixels : ndarray
-        Pixels of the tile's window.
+        Pixels of the tile's window, as far as it is in the image.
     seen : ndarray
-        These as the network sees them: finite, without hot pixels.
+        These as the network sees them: finite, without hot pixels, padded to the window.
     hot : HotPixels
         The hot pixels in the window.
     offset : float
@@ -217,6 +217,7 @@ class _TileTask:
         change = output
         if not plan.config.residual:
             change = to_float(self.seen, self.offset, self.found.scale, output.dtype) - output
+        change = change[tuple(map(slice, self.pixels.shape))]
         reported: list[tuple[int, ...]] = []
         if len(self.hot):
             change, reported = self._with_hot_pixels(change, core, plan.options.hot_pixels)
@@ -263,7 +264,8 @@ def _tile_tasks(
         offset = found.mean if plan.config.subtract_mean else 0.0
         for tile in tiles:
             pixels, hot = _window_and_hot_pixels(source, plane, tile, found)
-            seen = hot.replaced(pixels)
+            # padded behind the replacement: a hot pixel in the last row is not repeated
+            seen = pad_to_multiple(hot.replaced(pixels), tile.shape)
             values = to_float(seen, offset, found.scale, dtype)[None]
             if plan.sigma is not None:
                 values = np.concatenate([values, np.full_like(values, plan.sigma / found.scale)])
@@ -275,7 +277,10 @@ def _tile_tasks(
 def _window_and_hot_pixels(
     source: Any, plane: Plane, tile: Tile, found: Statistics
 ) -> tuple[NDArray[Any], HotPixels]:
-    """Pixels of a tile's window and the hot ones in it, which are found in a wider window."""
+    """Pixels of a tile's window that are in the image, and the hot ones among them.
+
+    These are found in a wider window.
+    """
     wide = tuple(
         slice(max(part.start - MARGIN, 0), min(part.stop + MARGIN, extent))
         for part, extent in zip(tile.window, plane.axes.plane_shape, strict=True)
@@ -285,9 +290,7 @@ def _window_and_hot_pixels(
         for part, around in zip(tile.window, wide, strict=True)
     )
     pixels = read_window(source, plane, (wide[0], wide[1]), found)
-    return pad_to_multiple(pixels[inner], tile.shape), find_hot_pixels(pixels).inside(
-        (inner[0], inner[1])
-    )
+    return pixels[inner], find_hot_pixels(pixels).inside((inner[0], inner[1]))
 
 
 def _checked_statistics(source: Any, plane: Plane, nonfinite: NonFinite) -> Statistics:

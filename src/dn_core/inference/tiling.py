@@ -51,7 +51,7 @@ class Tile:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """What to read; it may end beyond the plane by less than the network's `shuffle`."""
+        """What to read; it may end beyond the plane by less than the network's `stride`."""
         return slice(self.rows.start, self.rows.stop), slice(self.columns.start, self.columns.stop)
 
     @property
@@ -85,17 +85,22 @@ class TileGrid:
     shape : tuple (int, int)
         Height and width of the plane.
     size : int
-        Pixels on a side of a tile, without the halo.
+        Pixels on a side of a tile that were asked for, without the halo.
     halo : int
         Pixels around a tile that its result depends on, a multiple of `multiple`.
     multiple : int, default 1
-        The network's `shuffle`: windows begin and end at its multiples.
+        The network's `stride`: windows begin and end at its multiples.
     """
 
     shape: tuple[int, int]
     size: int
     halo: int
     multiple: int = 1
+
+    @property
+    def step(self) -> int:
+        """Pixels on a side of a tile, without the halo: `size`, or the next multiple."""
+        return -(-self.size // self.multiple) * self.multiple
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -127,9 +132,8 @@ class TileGrid:
 
     @property
     def _spans(self) -> list[list[Span]]:
-        step = -(-self.size // self.multiple) * self.multiple
         return [
-            _spans(-(-extent // self.multiple) * self.multiple, step, self.halo)
+            _spans(-(-extent // self.multiple) * self.multiple, self.step, self.halo)
             for extent in self.shape
         ]
 

@@ -5,17 +5,19 @@
     {"format": 2, "sequence": 12,
      "models": [{"name": "lab-fast", "version": 3, "file": "lab-fast-0123456789abcdef.safetensors",
      "sha256": "...", "bytes": 1200840,
-                 "license": "BSD-3-Clause", "description": "...", "noise": "...", "scores":
-                 {"gaussian 25": 29.8}}]}
+                 "license": "BSD-3-Clause", "terms": "...", "description": "...", "noise": "...",
+                 "scores": {"gaussian 25": 29.8}}],
+     "older": [{"name": "lab-fast", "version": 2, ...}]}
 
-`sequence` grows with every change. Keys that are not known are kept and not used.
+`sequence` grows with every change. ``models`` has the newest version of each model, ``older`` those
+before it that are still there. Keys that are not known are kept and not used.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,12 +29,22 @@ from dn_core.errors import RegistryError
 from dn_core.tensor_files import MAX_FILE_BYTES
 from dn_core.validation import from_table, parse_json, read_value
 
-__all__ = ["Entry", "Index", "check_name", "content_name", "index_bytes", "parse_index"]
+__all__ = [
+    "Entry",
+    "Index",
+    "check_name",
+    "content_name",
+    "index_bytes",
+    "parse_index",
+    "split_reference",
+    "versions_in_words",
+]
 
 FORMAT = 2
 FILE = "index.json"
 MAX_INDEX_BYTES = 5 * 10**6
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+NUMBER = re.compile(r"[1-9][0-9]{0,14}")
 ADVICE = "Restore it."
 
 Kind = Literal["bundled", "downloaded", "own", "remote"]
@@ -42,8 +54,8 @@ Counter = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 FileName = Annotated[
     str,
     Meta(
-        pattern=r"\A(?!.*\.\.)([A-Za-z0-9][A-Za-z0-9._-]{0,199}(/(?!\Z)|\Z)){1,5}\Z",
-        description="with a relative path of letters, digits, '.', '_' and '-'",
+        pattern=r"\A(?!.*\.\.)([A-Za-z0-9][A-Za-z0-9._@-]{0,199}(/(?!\Z)|\Z)){1,5}\Z",
+        description="with a relative path of letters, digits, '.', '_', '-' and '@'",
     ),
 ]
 Records = Annotated[
@@ -72,6 +84,8 @@ class Entry:
         Grows with each file that a registry publishes under the name.
     license : str
         Of the weights, as an SPDX identifier.
+    terms : str
+        Under which terms the weights may be used, in words.
     description : str
         A sentence for lists.
     noise : str
@@ -93,12 +107,18 @@ class Entry:
     bytes: Size
     version: Counter
     license: str = ""
+    terms: str = ""
     description: str = ""
     noise: str = ""
     scores: dict[str, Any] = field(default_factory=dict, hash=False)
     kind: Kind = "bundled"
     home: str = ""
     source: str = ""
+
+    @property
+    def reference(self) -> str:
+        """The name of this version, such as ``"dn-fast@1"``, which is this file for ever."""
+        return f"{self.name}@{self.version}"
 
     @property
     def location(self) -> str:
@@ -133,7 +153,14 @@ class Entry:
             When the file is damaged.
         """
         if self.kind == "remote":
-            return Card(self.name, self.description, self.noise, self.license, scores=self.scores)
+            return Card(
+                self.name,
+                self.description,
+                self.noise,
+                self.license,
+                self.terms,
+                scores=self.scores,
+            )
         return read_card(self.path)
 
 
@@ -146,9 +173,11 @@ class Index:
     sequence : int
         Grows with every change.
     entries : tuple of Entry
-        The models.
+        The models, each in its newest version.
+    older : tuple of Entry
+        The versions before.
     records : tuple of dict
-        The models as they stand there, with the keys that are not known here.
+        All versions as they stand there, with the keys that are not known here.
     default : str
         The model to use when none is named; only in the package's own index.
     """
@@ -156,7 +185,13 @@ class Index:
     sequence: int
     entries: tuple[Entry, ...]
     records: tuple[dict[str, Any], ...]
+    older: tuple[Entry, ...] = ()
     default: str = ""
+
+    @property
+    def versions(self) -> tuple[Entry, ...]:
+        """All versions of all models."""
+        return (*self.entries, *self.older)
 
 
 def check_name(name: object) -> str:
@@ -176,22 +211,83 @@ def check_name(name: object) -> str:
     return name
 
 
+def split_reference(text: str) -> tuple[str, int | None]:
+    """The name and the version of a model that is named as ``"dn-fast"`` or ``"dn-fast@1"``.
+
+    Parameters
+    ----------
+    text : str
+        A name, or a name with a version.
+
+    Returns
+    -------
+    name : str
+        The name.
+    version : int or None
+        The version; None for the newest one.
+
+    Raises
+    ------
+    ValueError
+        When a model cannot be named so.
+
+    Examples
+    --------
+    >>> split_reference("dn-fast@1")
+    ('dn-fast', 1)
+    """
+    name, at, number = str(text).partition("@")
+    check_name(name)
+    if not at:
+        return name, None
+    if not NUMBER.fullmatch(number):
+        raise ValueError(
+            f"the version after {name}@ must be a whole number of at least 1, got "
+            f"{ascii(number)[:40]}. Change it, or leave it out for the newest version."
+        )
+    return name, int(number)
+
+
+def versions_in_words(found: Iterable[Entry]) -> str:
+    """The versions of a model in words, such as ``"versions 1 and 3"``."""
+    numbers = [str(number) for number in sorted({entry.version for entry in found})]
+    if len(numbers) == 1:
+        return f"version {numbers[0]}"
+    return f"versions {', '.join(numbers[:-1])} and {numbers[-1]}"
+
+
 def content_name(name: str, sha256: str) -> str:
     """The name of a model's file, which no other content has."""
     return f"{check_name(name)}-{sha256[:16]}.safetensors"
 
 
-def index_bytes(sequence: int, records: Sequence[dict[str, Any]]) -> bytes:
-    """An index as it is stored; models in order of their names."""
-    ordered = sorted(records, key=lambda record: str(record["name"]))
-    return (
-        json.dumps(
-            {"format": FORMAT, "sequence": sequence, "models": ordered},
-            indent=1,
-            ensure_ascii=False,
-        )
-        + "\n"
-    ).encode()
+def index_bytes(sequence: int, records: Sequence[dict[str, Any]], default: str = "") -> bytes:
+    """An index as it is stored: models in order of their names, older versions apart.
+
+    Parameters
+    ----------
+    sequence : int
+        Grows with every change.
+    records : sequence of dict
+        All versions of all models.
+    default : str, default ""
+        The model to use when none is named, in the package's own index.
+    """
+    newest: list[dict[str, Any]] = []
+    older: list[dict[str, Any]] = []
+    for name in sorted({str(record["name"]) for record in records}):
+        versions = [record for record in records if str(record["name"]) == name]
+        last, *before = sorted(versions, key=lambda record: record["version"], reverse=True)
+        newest.append(last)
+        older.extend(before)
+    content = {
+        "format": FORMAT,
+        "sequence": sequence,
+        **({"default": default} if default else {}),
+        "models": newest,
+        **({"older": older} if older else {}),
+    }
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def parse_index(content: bytes, home: str, kind: Kind | None = None, shown: str = "") -> Index:
@@ -228,13 +324,25 @@ def parse_index(content: bytes, home: str, kind: Kind | None = None, shown: str 
     try:
         sequence = read_value(table.get("sequence"), SequenceNumber, "sequence", ADVICE)
         records = read_value(table.get("models"), Records, "models", ADVICE)
+        older = read_value(table.get("older", ()), Records, "older", ADVICE)
     except ValueError as error:
         raise RegistryError(f"{where} is not an index of models: {error}") from error
     entries = tuple(_entry(record, where, home, kind) for record in records)
+    before = tuple(_entry(record, where, home, kind) for record in older)
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RegistryError(f"{where} must list each name once, got {twice[0]} twice. {ADVICE}")
-    return Index(sequence, entries, records, str(table.get("default", "")))
+    newest = {entry.name: entry.version for entry in entries}
+    seen = set()
+    for entry in before:
+        if entry.version >= newest.get(entry.name, 0) or entry.reference in seen:
+            raise RegistryError(
+                f"{where} must list versions before the newest one as older, each once, got "
+                f"{entry.reference}. {ADVICE}"
+            )
+        seen.add(entry.reference)
+    default = str(table.get("default", ""))
+    return Index(sequence, entries, (*records, *older), before, default)
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:

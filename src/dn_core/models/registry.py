@@ -2,68 +2,71 @@
 
 Bundled models come with the package. Downloaded and own ones lie in the models folder, listed in an
 ``index.json`` of the same format. A name belongs to one model: neither `add` nor a download takes
-one that another model has. Nothing here touches the network.
+one that another model has. ``dn-fast@1`` names one version of a model, which is the same file for
+ever, ``dn-fast`` the newest that is here; a newer one leaves those before it where they are.
+Nothing here touches the network.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import hashlib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from dn_core.checkpoints import Checkpoint, load_checkpoint
-from dn_core.errors import CheckpointError, RegistryError, UnknownModelError
+from dn_core.checkpoints import Checkpoint, load_checkpoint, read_card
+from dn_core.errors import CheckpointError, UnknownModelError
 from dn_core.messages import did_you_mean
-from dn_core.models.folder import (
-    NoHomeError,
-    change_index,
-    models_folder,
-    read_index,
-    writable_models_folder,
-)
+from dn_core.models.folder import change_index, models_folder
 from dn_core.models.index import (
-    FILE,
     NAME,
     Entry,
-    Index,
     check_name,
     content_name,
-    parse_index,
+    split_reference,
+    versions_in_words,
 )
-from dn_core.safe_write import atomic_write
+from dn_core.models.lists import bundled, in_folder
+from dn_core.models.placing import placed, present
 from dn_core.tensor_files import read_file
 
 __all__ = [
     "add",
     "default_name",
     "entries",
+    "find",
     "load",
+    "located",
     "model_names",
-    "placed",
-    "present",
+    "reference",
     "remove",
     "resolve",
     "verify",
 ]
 
 
-def entries() -> tuple[Entry, ...]:
+def entries(*, older: bool = False) -> tuple[Entry, ...]:
     """All models on this machine.
+
+    Parameters
+    ----------
+    older : bool, default False
+        Whether older versions are listed too; by default the newest of each model.
 
     Returns
     -------
     tuple of Entry
-        The default one first, then by name.
+        The default one first, then by name, newer versions before older ones.
     """
-    bundled, default = _bundled().entries, default_name()
-    taken = {entry.name for entry in bundled}
-    own = [entry for entry in _in_folder() if entry.name not in taken]
-    return tuple(sorted((*bundled, *own), key=lambda entry: (entry.name != default, entry.name)))
+    taken, default = {entry.name for entry in bundled().entries}, default_name()
+    found = [
+        *bundled().versions,
+        *(entry for entry in in_folder() if entry.name not in taken),
+    ]
+    found.sort(key=lambda entry: (entry.name != default, entry.name, -entry.version))
+    if not older:
+        found = list({entry.name: entry for entry in reversed(found)}.values())[::-1]
+    return tuple(found)
 
 
 def default_name() -> str:
@@ -74,7 +77,7 @@ def default_name() -> str:
     str
         Its name.
     """
-    return _bundled().default
+    return bundled().default
 
 
 def model_names() -> list[str]:
@@ -94,7 +97,8 @@ def resolve(name_or_path: str | Path) -> Path:
     Parameters
     ----------
     name_or_path : str or Path
-        A name that `model_names` lists, or the path of a model file.
+        A name that `model_names` lists, alone or with a version (``"dn-fast@1"``), or the path of
+        a model file.
 
     Returns
     -------
@@ -104,7 +108,8 @@ def resolve(name_or_path: str | Path) -> Path:
     Raises
     ------
     UnknownModelError
-        When it is neither a known name nor a file; the message has similar names.
+        When it is neither a known name nor a file, with similar names, or the version is not here,
+        with those that are.
     """
     found = _find(name_or_path)
     return found.path if isinstance(found, Entry) else found
@@ -116,7 +121,8 @@ def load(name_or_path: str | Path) -> Checkpoint:
     Parameters
     ----------
     name_or_path : str or Path
-        A name that `model_names` lists, or the path of a model file.
+        A name that `model_names` lists, alone or with a version (``"dn-fast@1"``), or the path of
+        a model file.
 
     Returns
     -------
@@ -126,20 +132,101 @@ def load(name_or_path: str | Path) -> Checkpoint:
     Raises
     ------
     UnknownModelError
-        When it is neither a known name nor a file; the message has similar names.
+        When it is neither a known name nor a file, with similar names, or the version is not here,
+        with those that are.
     CheckpointError
         When the file is not a model, is damaged, or has another hash than it had.
     """
     found = _find(name_or_path)
     if isinstance(found, Entry):
         return load_checkpoint(found.path, found.sha256)
-    here = found.resolve()
-    listed = [
-        entry.sha256
-        for entry in entries()
-        if entry.path.name == here.name and entry.path.resolve() == here
-    ]
-    return load_checkpoint(found, listed[0] if listed else None)
+    listed = _listed(found)
+    return load_checkpoint(found, listed.sha256 if listed else None)
+
+
+def find(name: str) -> Entry:
+    """The list's entry of a model on this machine.
+
+    Parameters
+    ----------
+    name : str
+        A name that `model_names` lists, alone for its newest version or with one
+        (``"dn-fast@1"``), or the path of a file in the list.
+
+    Returns
+    -------
+    Entry
+        What the list says of it.
+
+    Raises
+    ------
+    UnknownModelError
+        As `resolve`, and when it is a file that is not in the list.
+    """
+    found = _find(name)
+    entry = found if isinstance(found, Entry) else _listed(found)
+    if entry is None:
+        raise UnknownModelError(
+            f"{name} is a file that is not in the list of models. Add it: dn-resnet models add "
+            f"{name}"
+        )
+    return entry
+
+
+def reference(name_or_path: str | Path) -> str:
+    """The name by which results say what model made them: with its version.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        As `load` takes it.
+
+    Returns
+    -------
+    str
+        Such as ``"dn-fast@1"``; of a file that is not one of the models here, its card's name.
+
+    Raises
+    ------
+    UnknownModelError
+        As `resolve`.
+    CheckpointError
+        When the file is not a model.
+
+    Examples
+    --------
+    >>> reference("dn-fast@1")
+    'dn-fast@1'
+    """
+    path, name = located(name_or_path)
+    return name or read_card(path).name
+
+
+def located(name_or_path: str | Path) -> tuple[Path, str]:
+    """The file of a model, and the name of its version.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        As `resolve` takes it.
+
+    Returns
+    -------
+    path : Path
+        The ``.safetensors`` file.
+    reference : str
+        Such as ``"dn-fast@1"``; empty for a file that is not one of the models here.
+
+    Raises
+    ------
+    UnknownModelError
+        As `resolve`.
+    """
+    found = _find(name_or_path)
+    if isinstance(found, Entry):
+        return found.path, found.reference
+    listed = _listed(found)
+    return found, listed.reference if listed else ""
 
 
 def verify(entry: Entry) -> None:
@@ -180,7 +267,8 @@ def add(path: str | Path, name: str | None = None, *, replace: bool = False) -> 
         What to call it: up to 100 lower-case letters, digits, ``.``, ``_`` and ``-``. By default
         what its card says; with another name the card of the copy says so too.
     replace : bool, default False
-        Whether it may take the place of an own model of that name.
+        Whether it may take the name of another own model, as a newer version of it. The older ones
+        stay to be had by their versions.
 
     Returns
     -------
@@ -202,19 +290,22 @@ def add(path: str | Path, name: str | None = None, *, replace: bool = False) -> 
         renamed = dataclasses.replace(card, name=chosen)
         content = dataclasses.replace(checkpoint, card=renamed).to_bytes()
     digest = hashlib.sha256(content).hexdigest()
+    newest = max((other.version for other in in_folder() if other.name == chosen), default=0)
     entry = Entry(
         name=chosen,
         file=content_name(chosen, digest),
         sha256=digest,
         bytes=len(content),
-        version=1,
+        version=newest + 1 if replace else 1,
         license=card.license,
+        terms=card.terms,
         description=card.description,
         noise=card.noise,
         kind="own",
         home=str(models_folder()),
     )
-    if there := present(entry):
+    there = present(entry)
+    if there is not None and (not replace or there.kind != "own" or there.version == newest):
         return there
     with placed(entry, replace=replace) as temporary:
         temporary.write_bytes(content)
@@ -227,159 +318,94 @@ def remove(name: str) -> None:
     Parameters
     ----------
     name : str
-        Its name.
+        Its name, for all versions that are here, or its name with one version (``"lab@1"``).
 
     Raises
     ------
     UnknownModelError
-        When there is none of that name.
+        When there is none of that name, or not this version.
     ValueError
         When it is a bundled one.
     """
-    if not any(entry.name == name for entry in _in_folder()):
-        if any(entry.name == name for entry in _bundled().entries):
+    wanted, at, number = name.partition("@")
+
+    def named(entry: Entry) -> bool:
+        return entry.name == wanted and (not at or number == str(entry.version))
+
+    here = in_folder()
+    if not any(named(entry) for entry in here):
+        if any(entry.name == wanted for entry in bundled().entries):
             raise ValueError(f"{name} comes with the package and cannot be removed.")
-        raise UnknownModelError(
-            f"there is no downloaded or own model {name!r} to remove. "
-            f"{_hint(name, [e.name for e in _in_folder()])}"
+        others = [entry for entry in here if entry.name == wanted]
+        hint = (
+            f"It has {versions_in_words(others)}."
+            if others
+            else _hint(name, sorted({entry.name for entry in here}))
         )
+        raise UnknownModelError(f"there is no downloaded or own model {name!r} to remove. {hint}")
     with change_index() as (index, write):
-        gone = [entry for entry in index.entries if entry.name == name]
-        write([record for record in index.records if record["name"] != name])
+        gone = [entry for entry in index.versions if named(entry)]
+        references = {entry.reference for entry in gone}
+        kept = [
+            record
+            for record in index.records
+            if f"{record['name']}@{record['version']}" not in references
+        ]
+        write(kept)
+        used = {record["file"] for record in kept}
         for entry in gone:
-            entry.path.unlink(missing_ok=True)
+            if entry.file not in used:
+                entry.path.unlink(missing_ok=True)
 
 
-def present(entry: Entry) -> Entry | None:
-    """The model on this machine that has this one's name and content, its file checked."""
-    for other in (*_bundled().entries, *_in_folder()):
-        if (other.name, other.sha256) == (entry.name, entry.sha256):
-            with contextlib.suppress(OSError, CheckpointError):
-                verify(other)
-                return other
+def _listed(path: Path) -> Entry | None:
+    """The model here whose file this is, the newest version where several have it."""
+    here = path.resolve()
+    for entry in entries(older=True):
+        if entry.path.name == here.name and entry.path.resolve() == here:
+            return entry
     return None
-
-
-@contextlib.contextmanager
-def placed(entry: Entry, *, replace: bool = False) -> Iterator[Path]:
-    """Give a temporary path for a new model's file; on success check, name and list it.
-
-    Parameters
-    ----------
-    entry : Entry
-        The model as it is to be listed.
-    replace : bool, default False
-        Whether an own model may take the place of another own one of its name.
-
-    Yields
-    ------
-    Path
-        Where to write the file, in the models folder.
-
-    Raises
-    ------
-    ValueError
-        When the name belongs to another model.
-    RegistryError
-        When a version that is not older is there already.
-    CheckpointError
-        When the file is not a model, or not the one that the entry names.
-    OSError
-        When it cannot be written. On any error the models are unchanged.
-    """
-    folder = writable_models_folder()
-    if not entry.path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{entry.name} must be stored in {folder}, got {entry.path}. Rename it.")
-    _check_free(entry, read_index(folder), replace)
-    listed = False
-    try:
-        with atomic_write(entry.path, check=lambda path: _check_file(path, entry)) as temporary:
-            yield temporary
-        with change_index() as (index, write):
-            _check_free(entry, index, replace)
-            old = [other for other in index.entries if other.name == entry.name]
-            write(
-                [record for record in index.records if record["name"] != entry.name]
-                + [_record(entry)]
-            )
-            listed = True
-            for other in old:
-                if other.file != entry.file:
-                    other.path.unlink(missing_ok=True)
-    finally:
-        if not listed and entry.file not in {other.file for other in _in_folder()}:
-            entry.path.unlink(missing_ok=True)
-
-
-def _check_file(path: Path, entry: Entry) -> None:
-    card = Checkpoint.from_bytes(read_file(path), source=entry.file, sha256=entry.sha256).card
-    if card.name != entry.name:
-        raise CheckpointError(
-            f"the card of {entry.name} must have its name, got one that names another model, "
-            f"{card.name!r:.120}. Publish or add it again."
-        )
-
-
-def _record(entry: Entry) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(entry).items() if key != "home"}
-
-
-def _check_free(entry: Entry, index: Index, replace: bool) -> None:
-    """Refuse a model whose name belongs to another one; own ones may `replace` each other."""
-    for other in (*_bundled().entries, *index.entries):
-        if other.name != entry.name or other.sha256 == entry.sha256:
-            continue
-        if replace and other.kind == entry.kind == "own":
-            continue
-        if other.kind == "bundled":
-            raise ValueError(
-                f"the name {entry.name} belongs to a model that comes with the package. Choose "
-                "another."
-            )
-        if other.kind == "own" or entry.kind == "own":
-            whose = "your own" if other.kind == "own" else "downloaded"
-            raise ValueError(
-                f"there is another model named {entry.name} ({whose}). Choose another name, or "
-                "remove that one first."
-            )
-        if other.source != entry.source:
-            raise RegistryError(
-                f"{entry.name} is here from {other.source}, not from {entry.source}. Remove it "
-                "first to take this one."
-            )
-        if other.version >= entry.version:
-            raise RegistryError(
-                f"{entry.name} must be newer than version {other.version}, which is here, got "
-                f"version {entry.version} with other content. Ask who runs the registry; to take "
-                "it all the same, remove the model first."
-            )
 
 
 def _find(name_or_path: str | Path) -> Entry | Path:
     text = str(name_or_path)
-    local = {entry.name: entry for entry in _in_folder()}
-    for entry in _bundled().entries:
-        if entry.name == text:
-            if text in local and local[text].sha256 != entry.sha256:
-                warnings.warn(
-                    f"two models are named {text}: the one that comes with the package is used, "
-                    f"not {local[text].path}. "
-                    f"Give that path to use it, or remove it with: dn-resnet models remove {text}",
-                    stacklevel=3,
-                )
+    name, at, number = text.partition("@")
+    versions = _versions_of(name)
+    for entry in versions:
+        if number == (str(entry.version) if at else ""):
             return entry
-    if text in local:
-        return local[text]
     path = Path(name_or_path)
-    looks_like_path = (
-        isinstance(name_or_path, Path) or path.suffix == ".safetensors" or not NAME.fullmatch(text)
-    )
+    suffixed = path.suffix == ".safetensors"
+    # A name with a version is no file of this folder either.
+    named = NAME.fullmatch(text.replace("@", ""))
+    looks_like_path = isinstance(name_or_path, Path) or suffixed or not named
     if looks_like_path and "\0" not in text and path.is_file():
         return path
+    if versions and not suffixed:
+        split_reference(text)  # what is no version is refused in words of its own
+        raise UnknownModelError(
+            f"there is no model {text!r}: {name} has {versions_in_words(versions)} here. Name "
+            "one of them, or fetch it from a registry that has it."
+        )
     raise UnknownModelError(
         f"there is no model {text!r}: it is neither a known name nor a file. "
-        f"{_hint(text, model_names())}"
+        f"{_hint(name, model_names())}"
     )
+
+
+def _versions_of(name: str) -> list[Entry]:
+    """The versions of a model that are here, the newest first; bundled ones hide others."""
+    found = [entry for entry in bundled().versions if entry.name == name]
+    local = [entry for entry in in_folder() if entry.name == name]
+    known = {entry.sha256 for entry in found}
+    if found and (hidden := [entry for entry in local if entry.sha256 not in known]):
+        warnings.warn(
+            f"two models are named {name}: the one that comes with the package is used, not "
+            f"{hidden[0].path}. "
+            f"Give that path to use it, or remove it with: dn-resnet models remove {name}",
+            stacklevel=4,
+        )
+    return sorted(found or local, key=lambda entry: -entry.version)
 
 
 def _hint(text: str, names: list[str]) -> str:
@@ -388,20 +414,3 @@ def _hint(text: str, names: list[str]) -> str:
         if names
         else "There are none yet."
     )
-
-
-@functools.cache
-def _bundled() -> Index:
-    folder = Path(__file__).parent
-    return parse_index((folder / FILE).read_bytes(), str(folder), "bundled")
-
-
-def _in_folder() -> tuple[Entry, ...]:
-    """The models in the models folder; with a damaged index the bundled ones can still be used."""
-    try:
-        return read_index(models_folder()).entries
-    except NoHomeError:
-        return ()
-    except (OSError, RegistryError) as error:
-        warnings.warn(f"downloaded and own models are left out: {error}", stacklevel=4)
-        return ()

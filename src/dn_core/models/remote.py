@@ -19,14 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dn_core.errors import CheckpointError, RegistryError, UnknownModelError
-from dn_core.models import registry
 from dn_core.models.folder import LOCK_SECONDS, models_folder, writable_models_folder
-from dn_core.models.index import FILE, MAX_INDEX_BYTES, Entry, check_name, content_name, parse_index
+from dn_core.models.index import (
+    FILE,
+    MAX_INDEX_BYTES,
+    Entry,
+    content_name,
+    parse_index,
+    split_reference,
+    versions_in_words,
+)
+from dn_core.models.placing import placed, present
 from dn_core.models.sources import check_address, read_pieces, read_whole
 from dn_core.models.web import Limits, shown
 from dn_core.safe_write import atomic_write, free_bytes
 
-__all__ = ["FetchProgress", "Limits", "fetch", "fetch_steps", "remote_entries"]
+__all__ = ["FetchProgress", "Limits", "fetch", "fetch_steps", "find_remote", "remote_entries"]
 
 SEEN = "registries"
 """Folder in the models folder with the newest sequence number seen of each registry."""
@@ -51,7 +59,9 @@ class FetchProgress:
     path: Path | None = None
 
 
-def remote_entries(address: str | Path, limits: Limits | None = None) -> tuple[Entry, ...]:
+def remote_entries(
+    address: str | Path, limits: Limits | None = None, *, older: bool = False
+) -> tuple[Entry, ...]:
     """The models that a registry offers.
 
     Parameters
@@ -60,11 +70,14 @@ def remote_entries(address: str | Path, limits: Limits | None = None) -> tuple[E
         A folder, ``https://...``, or an object store of fsspec such as ``s3://...``.
     limits : Limits, optional
         How long to wait for a web server.
+    older : bool, default False
+        Whether older versions are listed too; by default the newest of each model.
 
     Returns
     -------
     tuple of Entry
-        In the order of its index; their `kind` is ``"remote"``.
+        In the order of its index, older versions after the newest ones; their `kind` is
+        ``"remote"``.
 
     Raises
     ------
@@ -80,7 +93,7 @@ def remote_entries(address: str | Path, limits: Limits | None = None) -> tuple[E
     content = read_whole(address, FILE, MAX_INDEX_BYTES, limits)
     index = parse_index(content, address, "remote", f"{shown(address).rstrip('/')}/{FILE}")
     _keep_sequence(address, index.sequence, seen)
-    return index.entries
+    return index.versions if older else index.entries
 
 
 def fetch(name: str, address: str | Path, limits: Limits | None = None) -> Path:
@@ -89,7 +102,8 @@ def fetch(name: str, address: str | Path, limits: Limits | None = None) -> Path:
     Parameters
     ----------
     name : str
-        A name that `remote_entries` lists.
+        A name that `remote_entries` lists, for the newest version, or a name with a version that
+        the registry still has (``"lab@1"``).
     address : str or Path
         A folder, ``https://...``, or an object store of fsspec such as ``s3://...``.
     limits : Limits, optional
@@ -116,13 +130,14 @@ def fetch_steps(
 ) -> Generator[FetchProgress]:
     """Download a model into the models folder; close the generator to cancel.
 
-    A model that is here already with the same content is not downloaded again; an older version is
-    replaced.
+    A model that is here already with the same content is not downloaded again. Older versions stay
+    beside the new one: ``lab`` names the newest, ``lab@1`` the first.
 
     Parameters
     ----------
     name : str
-        A name that `remote_entries` lists.
+        A name that `remote_entries` lists, for the newest version, or a name with a version that
+        the registry still has (``"lab@1"``).
     address : str or Path
         A folder, ``https://...``, or an object store of fsspec such as ``s3://...``.
     limits : Limits, optional
@@ -136,7 +151,8 @@ def fetch_steps(
     Raises
     ------
     UnknownModelError
-        When the registry does not have it, with similar names.
+        When the registry does not have it, with similar names, or not this version, with those
+        that it has.
     ValueError
         When the name is not allowed, or belongs to another model here.
     RegistryError
@@ -146,7 +162,8 @@ def fetch_steps(
         models are unchanged.
     """
     address = _plain(address)
-    offered = _offered(check_name(name), address, limits)
+    plain, version = split_reference(name)
+    offered = find_remote(plain, version, address, limits)
     entry = dataclasses.replace(
         offered,
         kind="downloaded",
@@ -154,11 +171,11 @@ def fetch_steps(
         home=str(models_folder()),
         source=shown(address),
     )
-    if there := registry.present(entry):
+    if there := present(entry):
         yield FetchProgress(entry.bytes, entry.bytes, there.path)
         return
     try:
-        with registry.placed(entry) as temporary:
+        with placed(entry, any_version=version is not None) as temporary:
             _check_space(temporary.parent, entry.bytes)
             yield FetchProgress(0, entry.bytes)
             yield from _download(offered, temporary, address, limits)
@@ -179,16 +196,49 @@ def _plain(address: str | Path) -> str:
     )
 
 
-def _offered(name: str, address: str, limits: Limits | None) -> Entry:
-    offered = {entry.name: entry for entry in remote_entries(address, limits)}
-    if name in offered:
-        return offered[name]
-    near = difflib.get_close_matches(name, offered, n=3, cutoff=0.5)
-    hint = (
-        f"Did you mean {' or '.join(near)}?"
-        if near
-        else f"It has {', '.join(sorted(offered)) or 'none'}."
-    )
+def find_remote(
+    name: str, version: int | None, address: str | Path, limits: Limits | None = None
+) -> Entry:
+    """What a registry says of one of its models.
+
+    Parameters
+    ----------
+    name : str
+        A name that `remote_entries` lists.
+    version : int or None
+        Which version; None for the newest.
+    address : str or Path
+        A folder, ``https://...``, or an object store of fsspec such as ``s3://...``.
+    limits : Limits, optional
+        How long to wait for a web server.
+
+    Returns
+    -------
+    Entry
+        Its `kind` is ``"remote"``.
+
+    Raises
+    ------
+    UnknownModelError
+        When the registry does not have it, with similar names, or not this version, with those
+        that it has.
+    RegistryError, OSError
+        As `remote_entries`.
+    """
+    address = _plain(address)
+    offered = remote_entries(address, limits, older=True)
+    found = [entry for entry in offered if entry.name == name]  # the newest is the first
+    for entry in found:
+        if version in (None, entry.version):
+            return entry
+    if found:
+        raise UnknownModelError(
+            f"there is no version {version} of {name} in {shown(address)}: it has "
+            f"{versions_in_words(found)}. Name one of them."
+        )
+    names = sorted({entry.name for entry in offered})
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(names) or 'none'}."
     raise UnknownModelError(f"there is no model {name!r} in {shown(address)}. {hint}")
 
 

@@ -9,7 +9,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor
 
-from dn_core.noise.parameters import Choice, Parameter, check_parameter, draw
+from dn_core.noise.parameters import (
+    Choice,
+    Parameter,
+    check_parameter,
+    draw,
+    normal,
+    poisson,
+)
 
 __all__ = [
     "PAPER_MIXED_SIGMAS",
@@ -38,10 +45,39 @@ class Noisy(NamedTuple):
         ``(N, 1, H, W)``, on the 0..1 scale but not clipped.
     std : Tensor
         The standard deviation of the noise at each pixel, of the same shape and scale.
+    target : Tensor, optional
+        What a network should make of `image`, of the same shape and scale; None where that is the
+        clean image. A detector that clips its readings at black has another mean.
     """
 
     image: Tensor
     std: Tensor
+    target: Tensor | None = None
+
+    def wanted(self, clean: Tensor) -> Tensor:
+        """The target, or the clean image where there is none.
+
+        Parameters
+        ----------
+        clean : Tensor
+            The images that the noise was added to.
+
+        Returns
+        -------
+        Tensor
+            ``(N, 1, H, W)``.
+        """
+        return clean if self.target is None else self.target
+
+    def with_map(self) -> Tensor:
+        """The images and their noise as planes, for networks that take a noise map.
+
+        Returns
+        -------
+        Tensor
+            ``(N, 2, H, W)``.
+        """
+        return torch.cat([self.image, self.std], dim=1)
 
 
 class Noise(Protocol):
@@ -96,7 +132,7 @@ class Gaussian:
             The noisy images and the noise's standard deviation, on the device of `clean`.
         """
         sigma = draw(self.sigma, clean, generator) / 255
-        return Noisy(clean + sigma * _normal(clean, generator), sigma.expand_as(clean))
+        return Noisy(clean + sigma * normal(clean, generator), sigma.expand_as(clean))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +166,7 @@ class Poisson:
             The noisy images and the noise's standard deviation, on the device of `clean`.
         """
         peak = draw(self.peak, clean, generator)
-        return Noisy(_poisson(clean * peak, generator) / peak, (clean.clamp(min=0) / peak).sqrt())
+        return Noisy(poisson(clean * peak, generator) / peak, (clean.clamp(min=0) / peak).sqrt())
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +207,7 @@ class PoissonGaussian:
         """
         sigma = draw(self.sigma, clean, generator)
         peak = 10 * sigma if self.peak is None else draw(self.peak, clean, generator)
-        counts = _poisson(clean * peak, generator) + sigma * _normal(clean, generator)
+        counts = poisson(clean * peak, generator) + sigma * normal(clean, generator)
         return Noisy(counts / peak, (clean.clamp(min=0) / peak + (sigma / peak) ** 2).sqrt())
 
 
@@ -230,15 +266,19 @@ class Mixture:
         chosen = torch.multinomial(shares, clean.shape[0], replacement=True, generator=generator)
         # One wait for a GPU, not one for each model.
         counts = torch.bincount(chosen, minlength=len(self.models)).tolist()
-        image, std = torch.empty_like(clean), torch.empty_like(clean)
+        image, std, target = torch.empty_like(clean), torch.empty_like(clean), None
         for model, mine in zip(
             self.models,
             torch.split(chosen.argsort(stable=True).to(clean.device), counts),
             strict=True,
         ):
             if len(mine):
-                image[mine], std[mine] = model(clean[mine], generator)
-        return Noisy(image, std)
+                noisy = model(clean[mine], generator)
+                image[mine], std[mine] = noisy.image, noisy.std
+                if noisy.target is not None:
+                    target = clean.clone() if target is None else target
+                    target[mine] = noisy.target
+        return Noisy(image, std, target)
 
 
 def paper_mixture() -> Mixture:
@@ -255,14 +295,3 @@ def paper_mixture() -> Mixture:
         PoissonGaussian(Choice(PAPER_MIXED_SIGMAS)),
     )
     return Mixture(models, (len(PAPER_SIGMAS), len(PAPER_PEAKS), len(PAPER_MIXED_SIGMAS)))
-
-
-def _normal(like: Tensor, generator: Generator) -> Tensor:
-    """Standard normal numbers, drawn on the generator's device, so that one serves all devices."""
-    return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
-
-
-def _poisson(rate: Tensor, generator: Generator) -> Tensor:
-    return torch.poisson(
-        rate.clamp(min=0).to(generator.device, torch.float32), generator=generator
-    ).to(rate)

@@ -9,22 +9,26 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from dn_core.noise.degradations import Bpg, Jpeg, Jpeg2000, SuperResolution
+from dn_core.noise.detector import Detector
 from dn_core.noise.models import Gaussian, Mixture, Noise, Poisson, PoissonGaussian, paper_mixture
-from dn_core.noise.parameters import Choice, LogUniform, Parameter, Uniform
+from dn_core.noise.parameters import Choice, LogUniform, Parameter, Sometimes, Uniform
 from dn_core.validation import read_value
 
-__all__ = ["noise_from_dict"]
+__all__ = ["noise_from_dict", "parameter_from_table"]
 
 KINDS: dict[str, Callable[..., Noise]] = {
     "gaussian": Gaussian,
     "poisson": Poisson,
     "poisson-gaussian": PoissonGaussian,
     "paper-mixture": paper_mixture,
+    "detector": Detector,
     "jpeg": Jpeg,
     "jpeg2000": Jpeg2000,
     "bpg": Bpg,
     "super-resolution": SuperResolution,
 }
+PLAIN = {"correlation_shape", "relative"}
+"""Settings that are words or yes and no; the model itself checks them."""
 Share = Annotated[float, Meta(ge=0, le=sys.float_info.max, description="of 0 or more, finite")]
 ADVICE = "Change the recipe."
 
@@ -36,9 +40,11 @@ def noise_from_dict(values: Sequence[dict[str, Any]]) -> Noise:
     ----------
     values : sequence of dict
         Each with a `kind` (``"gaussian"``, ``"poisson"``, ``"poisson-gaussian"``,
-        ``"paper-mixture"``, ``"jpeg"``, ``"jpeg2000"``, ``"bpg"`` or ``"super-resolution"``), that
-        model's parameters, and a `share` of the mixture, by default 1. A parameter is a number,
-        ``{"uniform": [low, high]}``, ``{"log-uniform": [low, high]}`` or ``{"choice": [..]}``.
+        ``"paper-mixture"``, ``"detector"``, ``"jpeg"``, ``"jpeg2000"``, ``"bpg"`` or
+        ``"super-resolution"``), that model's parameters, and a `share` of the mixture, by default
+        1. A parameter is a number, ``{"uniform": [low, high]}``, ``{"log-uniform": [low, high]}``
+        or ``{"choice": [..]}``. Beside it in braces ``"chance": 0.1`` says that only this share of
+        the images has it, and the others have 0 (`Sometimes`).
 
     Returns
     -------
@@ -67,7 +73,10 @@ def noise_from_dict(values: Sequence[dict[str, Any]]) -> Noise:
         shares.append(read_value(share, Share, f"the share of noise {kind!r}", ADVICE))
         try:
             model = KINDS[kind](
-                **{name: _parameter_from(name, value) for name, value in parameters.items()}
+                **{
+                    name: value if name in PLAIN else parameter_from_table(name, value)
+                    for name, value in parameters.items()
+                }
             )
         except TypeError as error:
             raise ValueError(
@@ -78,7 +87,31 @@ def noise_from_dict(values: Sequence[dict[str, Any]]) -> Noise:
     return models[0] if len(models) == 1 else Mixture(tuple(models), tuple(shares))
 
 
-def _parameter_from(name: str, value: Any) -> Parameter:
+def parameter_from_table(name: str, value: Any) -> Parameter:
+    """A parameter from a recipe: a number, or a distribution that it is drawn from.
+
+    Parameters
+    ----------
+    name : str
+        What messages call it.
+    value : object
+        A number, ``{"uniform": [low, high]}``, ``{"log-uniform": [low, high]}`` or
+        ``{"choice": [..]}``; beside one of the last three perhaps ``"chance": 0.1``.
+
+    Returns
+    -------
+    float, Uniform, LogUniform, Choice or Sometimes
+        The parameter.
+
+    Raises
+    ------
+    ValueError
+        When it is none of these.
+    """
+    if isinstance(value, dict) and len(value) == 2 and "chance" in value:
+        chance = read_value(value["chance"], float, f"{name}.chance", ADVICE)
+        drawn = parameter_from_table(name, {key: value[key] for key in value if key != "chance"})
+        return Sometimes(drawn, chance)  # type: ignore[arg-type]  # one without a chance
     if isinstance(value, dict) and len(value) == 1:
         [(draw, numbers)] = value.items()
         if draw == "choice":
@@ -87,8 +120,8 @@ def _parameter_from(name: str, value: Any) -> Parameter:
             low, high = read_value(numbers, tuple[float, float], f"{name}.{draw}", ADVICE)
             return Uniform(low, high) if draw == "uniform" else LogUniform(low, high)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return float(read_value(value, float, name, ADVICE))
     raise ValueError(
         f"{name} must be a number, {{uniform = [a, b]}}, {{log-uniform = [a, b]}} or "
-        f"{{choice = [..]}}, got {value!r}. {ADVICE}"
+        f"{{choice = [..]}}, the last three perhaps with a chance, got {value!r}. {ADVICE}"
     )

@@ -94,15 +94,16 @@ class ModelMethod:
 
     Parameters
     ----------
-    name_or_path
-        The model.
+    model : str, Path or Model
+        The model. Tables call it by its card's name, and by name and version where it is named so.
     device : str, optional
         Where it computes; by default as `dn_core.denoise` chooses.
     """
 
     def __init__(self, model: str | Path | Model, device: str | None = None) -> None:
         self.model = model if isinstance(model, Model) else load_model(model)
-        self.name = self.model.card.name
+        versioned = isinstance(model, str) and not Path(model).suffix and "@" in model
+        self.name = self.model.network.reference if versioned else self.model.card.name
         self.parameters = sum(value.size for value in self.model.checkpoint.weights.values())
         self.macs_per_pixel = self.model.config.macs_per_pixel
         self._device = device

@@ -7,6 +7,8 @@ from .data.scenes import Scene
 from .data.user_images import UserImages
 from .events import TrainingEvent
 from .finetuning import finetune, finetune_steps, images_from
+from .phantom_files import write_phantoms
+from .phantoms import phantom, phantom_kinds
 from .process_group import ProcessGroup
 from .recipes import Phase, Recipe, load_recipe, recipe_descriptions, recipe_names
 from .stages import train, train_stages
@@ -26,8 +28,11 @@ __all__ = [
     "images_from",
     "load_clean_images",
     "load_recipe",
+    "phantom",
+    "phantom_kinds",
     "recipe_descriptions",
     "recipe_names",
     "train",
     "train_stages",
+    "write_phantoms",
 ]

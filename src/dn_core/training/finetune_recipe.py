@@ -6,6 +6,7 @@ from typing import Literal
 
 from dn_core.checkpoints import Checkpoint
 from dn_core.training.data.user_images import UserImages
+from dn_core.training.data.user_noise import noise_in_words
 from dn_core.training.recipes import Name, Phase, Recipe
 from dn_core.validation import read_value
 
@@ -56,7 +57,11 @@ def finetune_recipe(
         name=name,
         network=base.config,
         noise=images.noise or ({"kind": images.kind},),
-        noise_text=_noise_words(images),
+        noise_text=(
+            noise_in_words(images.noise[0], images.black, images.white)
+            if images.noise
+            else "as in the user's images"
+        ),
         phases=(Phase(most, BATCH, patch),),
         loss_weight="none",
         optimizer=optimizer,
@@ -67,14 +72,3 @@ def finetune_recipe(
         seed=seed,
         minutes=minutes or 0.0,
     )
-
-
-def _noise_words(images: UserImages) -> str:
-    if not images.noise:
-        return "as in the user's images"
-    values = dict(images.noise[0])
-    kind = str(values.pop("kind"))
-    if kind == "gaussian":
-        return f"Gaussian, sigma {values['sigma'] * images.range / 255:g} grey levels"
-    numbers = ", ".join(f"{name} {value:g} photons" for name, value in sorted(values.items()))
-    return f"{'Poisson' if kind == 'poisson' else 'Poisson-Gaussian'}, {numbers}"

@@ -20,7 +20,7 @@ from dn_core.checkpoints import Card, Checkpoint, save_checkpoint
 from dn_core.inference.axes import ChannelAxis
 from dn_core.inference.engines import choose_device
 from dn_core.messages import counted
-from dn_core.models.registry import default_name, resolve
+from dn_core.models.registry import default_name, located
 from dn_core.training.data import user_images
 from dn_core.training.data.patches import FinetunePatches
 from dn_core.training.data.user_images import UserImages
@@ -83,10 +83,11 @@ def finetune(
     axis : int, default 0
         The axis of `repeats` that counts them.
     noise : object, optional
-        `Gaussian`, `Poisson` or `PoissonGaussian` of `dn_core.noise` with plain numbers, or a table
-        such as ``{"kind": "gaussian", "sigma": 40}``, to be added to `clean`. The sigma of Gaussian
-        noise is in grey levels of the images; a peak is the mean photon count at `white`, with none
-        at `black`; the sigma of Poisson-Gaussian noise is in photons.
+        `Gaussian`, `Poisson`, `PoissonGaussian` or `Detector` of `dn_core.noise` with plain
+        numbers, or a table such as ``{"kind": "gaussian", "sigma": 40}``, to be added to `clean`.
+        The sigma of Gaussian noise and all strengths of a detector (gain, read noise, offset ...)
+        are in grey levels of the images; a peak is the mean photon count at `white`, with none at
+        `black`; the sigma of Poisson-Gaussian noise is in photons.
     channel_axis : int, None or "auto", default "auto"
         The axis of channels, None when there are none, or ``"auto"``: as a file says, otherwise
         found as `dn_core.denoise` does, with a UserWarning. Alpha is left out.
@@ -94,7 +95,8 @@ def finetune(
         Grey levels that are 0 and 1 in training; by default 0 and 255 for 8-bit images, else two
         percentiles of the clean ones.
     start : str or Path, optional
-        Name or file of the model to adapt; by default the default model, dn-fast.
+        Name, alone or with a version (``"dn-fast@1"``), or file of the model to adapt; by default
+        the default model, dn-fast.
     name : str, default "finetuned"
         The new model's name.
     steps : int, optional
@@ -203,10 +205,12 @@ def images_from(
     axis : int, default 0
         The axis of `repeats` that counts them.
     noise : object, optional
-        `Gaussian`, `Poisson` or `PoissonGaussian` of `dn_core.noise` with plain numbers, or a table
-        such as ``{"kind": "gaussian", "sigma": 40}``, to be added to `clean`. The sigma of Gaussian
-        noise is in grey levels of the images; a peak is the mean photon count at `white`, with none
-        at `black`; the sigma of Poisson-Gaussian noise is in photons.
+        `Gaussian`, `Poisson`, `PoissonGaussian` or `Detector` of `dn_core.noise` with plain
+        numbers, or a table such as ``{"kind": "gaussian", "sigma": 40}``, to be added to `clean`.
+        The sigma of Gaussian noise and all strengths of a detector (gain, read noise, offset ...)
+        are in grey levels of the images; a peak is the mean photon count at `white`, with none at
+        `black`; the sigma of Poisson-Gaussian noise is in photons.
+        Clean images of which much is darker than a detector's offset give a UserWarning.
     channel_axis : int, None or "auto", default "auto"
         The axis of channels, None when there are none, or ``"auto"``: as a file says, otherwise
         found as `dn_core.denoise` does, with a UserWarning. Alpha is left out.
@@ -282,7 +286,8 @@ def finetune_steps(
         Folder of the new model, ``out/<name>.safetensors``, and of the state to resume from,
         ``out/<name>-training``.
     start : str or Path, optional
-        Name or file of the model to adapt; by default the default model, dn-fast.
+        Name, alone or with a version (``"dn-fast@1"``), or file of the model to adapt; by default
+        the default model, dn-fast.
     name : str, default "finetuned"
         The new model's name.
     steps : int, optional
@@ -327,10 +332,13 @@ def finetune_steps(
     """
     check_name(name)
     device = choose_device(device)
-    base_path = resolve(default_name() if start is None else start)
+    base_path, reference = located(default_name() if start is None else start)
     content = base_path.read_bytes()
     base = Checkpoint.from_bytes(content, source=str(base_path))
-    base_sha256 = hashlib.sha256(content).hexdigest()
+    made_from = {
+        "name": reference or base.card.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
     _check_base(base)
     check_length(steps, minutes)
     patches = FinetunePatches(images, base.config)
@@ -354,7 +362,7 @@ def finetune_steps(
                 if not trainer.best_step:
                     _check_free(model_path)
                 if written != trainer.best_step:
-                    save_checkpoint(model_path, _checkpoint(trainer, patches, base, base_sha256))
+                    save_checkpoint(model_path, _checkpoint(trainer, patches, base, made_from))
                     written = trainer.best_step
                 preview = None
                 if event.kind == "epoch":
@@ -363,7 +371,7 @@ def finetune_steps(
                 with trainer.clock.paused():
                     yield replace(event, preview=preview, path=path)
         if trainer.best_step:
-            save_checkpoint(model_path, _checkpoint(trainer, patches, base, base_sha256))
+            save_checkpoint(model_path, _checkpoint(trainer, patches, base, made_from))
     yield replace(
         event,
         kind="done",
@@ -408,7 +416,7 @@ def _outcome(trainer: Trainer) -> str:
 
 
 def _checkpoint(
-    trainer: Trainer, patches: FinetunePatches, base: Checkpoint, base_sha256: str
+    trainer: Trainer, patches: FinetunePatches, base: Checkpoint, made_from: dict[str, str]
 ) -> Checkpoint:
     """The best weights so far with a card that says where they come from and what they gained."""
     images = patches.images
@@ -421,7 +429,7 @@ def _checkpoint(
         "steps": trainer.step,
         "best_step": trainer.best_step,
         "megapixels": round(trainer.megapixels, 1),
-        "base": {"name": base.card.name, "sha256": base_sha256},
+        "base": made_from,
         "precision": trainer.precision,
         "torch": torch.__version__,
     }
@@ -433,6 +441,7 @@ def _checkpoint(
         f"{counted(trainer.best_step, 'step')}.",
         noise=trainer.recipe.noise_text,
         license=base.card.license,
+        terms=base.card.terms,
         recipe=trainer.recipe.as_dict(),
         data=images.describe(),
         training=training,

@@ -21,8 +21,8 @@ from dn_core.inference.engines import choose_device
 from dn_core.locks import locked
 from dn_core.messages import counted
 from dn_core.networks import DnResNet
-from dn_core.noise import noise_from_dict
 from dn_core.training.data.clean_images import CleanImageDataset
+from dn_core.training.data.phantom_images import PHANTOM_SIZE
 from dn_core.training.data.training_data import SyntheticNoiseData
 from dn_core.training.events import EventKind, TrainingEvent
 from dn_core.training.hardware import check_steps
@@ -116,7 +116,7 @@ def fit(
         The first time, the run resumes from there at half the learning rate, with a RuntimeWarning.
     """
     check_trainable(recipe, dataset, device, workers)
-    training_data = SyntheticNoiseData(dataset, noise_from_dict(recipe.noise))
+    training_data = SyntheticNoiseData.of(recipe, dataset)
     trainer = Trainer(
         recipe,
         training_data,
@@ -162,7 +162,12 @@ def check_trainable(
     """
     choose_device(device)
     largest = recipe.largest_patch
-    if (smallest := min(min(image.shape) for image in dataset.images)) < largest:
+    if (recipe.phantoms or dataset.made_up) and largest > PHANTOM_SIZE:
+        raise ValueError(
+            f"patches must be at most {PHANTOM_SIZE} pixels where images are made up, got "
+            f"{largest}. Use smaller patches, or images from files alone (phantoms = 0)."
+        )
+    if (smallest := dataset.smallest_side) < largest:
         raise ValueError(
             f"images must have sides of at least {largest} pixels, the recipe's largest patch, got "
             f"{smallest}. Use larger images."

@@ -14,7 +14,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from dn_core.messages import did_you_mean, unknown_settings
-from dn_core.network_config import BlockStart, NetworkConfig, half_resolution_config, paper_config
+from dn_core.network_config import (
+    BlockStart,
+    NetworkConfig,
+    half_resolution_config,
+    levels_config,
+    paper_config,
+)
 from dn_core.validation import check_fields, from_table, read_value
 
 __all__ = ["Phase", "Recipe", "load_recipe", "recipe_descriptions", "recipe_names"]
@@ -23,6 +29,8 @@ RECIPE_FOLDERS = (("training", "recipes"), ("paper", "recipes"))
 """Where bundled recipes are in the package: those of bundled models, and those of the paper."""
 
 ADVICE = "Change the recipe."
+OPTIONAL = ("last_phases", "minutes", "phantoms", "target_blur")
+"""Settings that cards and states of training runs have only where they are given."""
 
 Name = Annotated[
     str,
@@ -32,6 +40,10 @@ Name = Annotated[
     ),
 ]
 OptimizerName = Literal["muon", "adamw"]
+Blur = Annotated[
+    float | dict[str, Any],
+    Meta(description="or a number of pixels"),
+]
 Tables = Annotated[
     tuple[dict[str, Any], ...],
     Meta(max_length=10**6, description="of tables, each under a [[heading]]"),
@@ -106,8 +118,9 @@ class Recipe:
         Decay of the exponential moving average of the weights, which becomes the model; 0 for none,
         below 1.
     start : str
-        Name or path of a model whose weights are the first ones; empty for random ones. Blocks that
-        it lacks are inserted before its last layer, as in a cascade.
+        Name, alone or with a version (``"dn-fast@1"``), or path of a model whose weights are the
+        first ones; empty for random ones. Blocks that it lacks are inserted behind its own, as in a
+        cascade.
     plan : {"once", "cascade", "evolve", "evolve-once"}
         ``"once"`` trains the network as it is; the others train it in stages
         (`dn_core.training.stages`).
@@ -121,6 +134,13 @@ class Recipe:
         Steps between scores and lines of the log.
     seed : int
         Seed of all random numbers.
+    phantoms : float
+        Share of the patches that is cut from made-up fluorescence images
+        (`dn_core.training.phantoms`), 0 to 1; the others are cut from files.
+    target_blur : float or dict
+        Standard deviation in pixels, 0 to 4, of a Gaussian by which patches from files are blurred
+        before noise is added, so that a network does not learn the noise that they have themselves:
+        a number, or a distribution as in a noise table; 0 for none.
     minutes : float
         Schedule and budget by the clock: where it is not 0, a stage ends after this many minutes,
         or after its steps if they end before. Learning rate and phases follow the elapsed time
@@ -154,6 +174,8 @@ class Recipe:
     epoch: Annotated[int, Meta(ge=1, le=10**7)] = 1000
     seed: Annotated[int, Meta(ge=0, le=2**32)] = 0
     minutes: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
+    phantoms: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    target_blur: Blur = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, ADVICE)
@@ -163,15 +185,16 @@ class Recipe:
                 "phase. Add them."
             )
         self._check_plan()
+        self._check_patches()
 
     def _check_plan(self) -> None:
-        separable = "separable" in self.network.blocks
+        separable = "separable" in self.network.all_blocks
         if self.last_phases and self.plan == "once":
             raise ValueError(
                 "[[last_phase]] must be left out with the plan 'once', which has one stage only. "
                 "Change plan, or remove it."
             )
-        if self.plan == "cascade" and (self.start or separable or not self.network.blocks):
+        if self.plan == "cascade" and (self.start or separable or not self.network.all_blocks):
             raise ValueError(
                 "the plan 'cascade', which starts without blocks and inserts full ones, needs a "
                 "network of full blocks and no start. Change [network], start or plan."
@@ -181,6 +204,16 @@ class Recipe:
                 f"the plan {self.plan!r}, which makes blocks of a trained network separable, needs "
                 "start (a model) and separable blocks. Change start, [network] or plan."
             )
+
+    def _check_patches(self) -> None:
+        stride = self.network.stride
+        for phase in self.all_phases if self.network.levels else ():
+            if phase.patch % stride:
+                raise ValueError(
+                    f"patch of a phase must be a multiple of {stride} pixels, as the network's "
+                    f"coarsest level computes at 1/{stride} of the resolution, got {phase.patch}. "
+                    "Change patch or [network]."
+                )
 
     @property
     def steps(self) -> int:
@@ -222,9 +255,9 @@ class Recipe:
         Returns
         -------
         dict
-            Every setting by name; `last_phases` and `minutes` only where they are given.
+            Every setting by name; those in `OPTIONAL` only where they are given.
         """
-        unset = {name for name in ("last_phases", "minutes") if not getattr(self, name)}
+        unset = {name for name in OPTIONAL if not getattr(self, name)}
         return {name: value for name, value in asdict(self).items() if name not in unset}
 
     def with_steps(self, steps: int) -> Recipe:
@@ -314,12 +347,15 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     ValueError
         When the file is not TOML, or a key or value is wrong.
     """
-    from dn_core.noise import noise_from_dict  # brings torch, which listing recipes does not need
+    # These bring torch, which listing recipes does not need.
+    from dn_core.noise import noise_from_dict
+    from dn_core.training.data.target_blur import blur_from
 
     content = _content(name_or_path)
     try:
         recipe = _recipe_from(_with_base(tomllib.loads(content.decode("utf-8"))))
         noise_from_dict(recipe.noise)
+        blur_from(recipe.target_blur)
     except (ValueError, TypeError, AttributeError) as error:
         reason = str(error) if str(error).endswith((".", "?")) else f"{error}."
         raise ValueError(
@@ -389,10 +425,14 @@ def _recipe_from(values: dict[str, Any]) -> Recipe:
 def _network_from(values: dict[str, Any]) -> NetworkConfig:
     """A network from its table.
 
-    Either ``family = "paper"`` or ``"half-resolution"`` with that function's arguments, or every
-    setting of `NetworkConfig`.
+    Either ``family = "paper"``, ``"half-resolution"`` or ``"levels"`` with that function's
+    arguments, or every setting of `NetworkConfig`.
     """
-    families = {"paper": paper_config, "half-resolution": half_resolution_config}
+    families = {
+        "paper": paper_config,
+        "half-resolution": half_resolution_config,
+        "levels": levels_config,
+    }
     table = dict(values)
     if "family" not in table:
         return NetworkConfig.from_dict(table)

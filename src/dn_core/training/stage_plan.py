@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dn_core.network_config import BlockKind, NetworkConfig
-from dn_core.networks import DnResNet, insert_block, replace_block
+from dn_core.networks import DnResNet, grow, replace_block
 from dn_core.training.recipes import Recipe
 
 __all__ = ["Stage", "plan_stages"]
@@ -27,7 +27,8 @@ class Stage:
     network : NetworkConfig
         The network that it trains.
     new_blocks : tuple of int, optional
-        Indices of the blocks that are new in it; none where all weights are new, or none is.
+        Indices of the blocks that are new in it, in the order of computing
+        (`NetworkConfig.block_names`); none where all weights are new, or none is.
     """
 
     number: int
@@ -52,15 +53,11 @@ class Stage:
         if previous is None:
             return None
         generator = torch.Generator().manual_seed(recipe.seed * 1009 + self.number)
+        if len(self.network.all_blocks) > len(previous.config.all_blocks):
+            return grow(previous, self.network, start=recipe.new_blocks, generator=generator)
         network = previous
         for index in self.new_blocks:
-            grows = index >= len(network.config.blocks)
-            if grows:
-                network = insert_block(network, start=recipe.new_blocks, generator=generator)
-            else:
-                network = replace_block(
-                    network, index, start=recipe.new_blocks, generator=generator
-                )
+            network = replace_block(network, index, start=recipe.new_blocks, generator=generator)
         return network
 
     def recipe(self, whole: Recipe, *, last: bool) -> Recipe:
@@ -74,9 +71,10 @@ class Stage:
 def plan_stages(recipe: Recipe) -> tuple[Stage, ...]:
     """List the stages of a recipe.
 
-    ``"once"`` has one. ``"cascade"`` starts without blocks and inserts one a stage. ``"evolve"``
-    takes the trained network `start`, whose blocks are full, and makes one a stage separable, from
-    the tail side; ``"evolve-once"`` makes all separable in one stage.
+    ``"once"`` has one. ``"cascade"`` starts without blocks and inserts one a stage, behind those
+    that are there; a network with levels has all of its levels from the start. ``"evolve"`` takes
+    the trained network `start`, whose blocks are full, and makes one a stage separable, from the
+    tail side; ``"evolve-once"`` makes all separable in one stage.
 
     Parameters
     ----------
@@ -88,19 +86,19 @@ def plan_stages(recipe: Recipe) -> tuple[Stage, ...]:
     tuple of Stage
         In order.
     """
-    blocks = recipe.network.blocks
+    network, blocks = recipe.network, recipe.network.all_blocks
     if recipe.plan == "once":
-        return (Stage(0, recipe.network),)
+        return (Stage(0, network),)
     if recipe.plan == "cascade":
         return tuple(
-            Stage(count, replace(recipe.network, blocks=blocks[:count]), (count - 1,) * (count > 0))
+            Stage(count, network.with_blocks(blocks[:count]), (count - 1,) * (count > 0))
             for count in range(len(blocks) + 1)
         )
     separable = [index for index in reversed(range(len(blocks))) if blocks[index] == "separable"]
     if recipe.plan == "evolve-once":
-        return (Stage(0, recipe.network, tuple(separable)),)
+        return (Stage(0, network, tuple(separable)),)
     stages, kinds = [], list[BlockKind](["full"] * len(blocks))
     for number, index in enumerate(separable):
         kinds[index] = "separable"
-        stages.append(Stage(number, replace(recipe.network, blocks=tuple(kinds)), (index,)))
+        stages.append(Stage(number, network.with_blocks(tuple(kinds)), (index,)))
     return tuple(stages)

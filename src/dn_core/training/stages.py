@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from dn_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from dn_core.errors import OtherRunError
 from dn_core.messages import counted
 from dn_core.models import registry
 from dn_core.network_config import BlockKind
 from dn_core.networks import DnResNet
 from dn_core.safe_write import atomic_write
-from dn_core.training.data.clean_images import CleanImageDataset, load_clean_images
+from dn_core.training.data.clean_images import CleanImageDataset
+from dn_core.training.data.phantom_images import training_images
 from dn_core.training.events import TrainingEvent
 from dn_core.training.loop import check_trainable, fit
 from dn_core.training.process_group import ALONE, ProcessGroup
@@ -209,7 +211,8 @@ def train(
     recipe : str, Path or Recipe
         The name of a bundled recipe, a TOML file, or a `Recipe`.
     images : str, Path or CleanImageDataset
-        A folder of clean images of 8 or 16 bits, or a `CleanImageDataset`.
+        A folder of clean images of 8 or 16 bits, ``"phantoms"`` for made-up ones, or a
+        `CleanImageDataset`.
     out : str or Path
         Folder of the model and of the state to resume from; made if it is missing.
     start : Checkpoint, optional
@@ -248,11 +251,7 @@ def train(
         When the loss or its gradient is not finite for the second time; the last good state stays.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    dataset = (
-        images
-        if isinstance(images, CleanImageDataset)
-        else load_clean_images(images, smallest=loaded.largest_patch)
-    )
+    dataset = images if isinstance(images, CleanImageDataset) else training_images(images, loaded)
     path = Path(out)
     for event in train_stages(
         loaded,
@@ -276,7 +275,7 @@ def _start_network(recipe: Recipe, start: Checkpoint | None) -> DnResNet | None:
     checkpoint = start or registry.load(recipe.start)
     if recipe.plan.startswith("evolve"):
         full: BlockKind = "full"
-        expected = replace(recipe.network, blocks=(full,) * len(recipe.network.blocks))
+        expected = recipe.network.with_blocks((full,) * len(recipe.network.all_blocks))
         if checkpoint.config != expected:
             raise ValueError(
                 "start must be a model of the recipe's network with full blocks "
@@ -367,7 +366,7 @@ def _load_state(
         {"recipe": there.recipe, "data": there.data},
         allow,
     ):
-        raise ValueError(other_run_message(path, different))
+        raise OtherRunError(other_run_message(path, different))
     return replace(here, done=there.done)
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dn_core.errors import CheckpointError
+from dn_core.errors import CheckpointError, OtherVersionError
 from dn_core.tensor_files import read_tensors, write_tensors
 
 __all__ = [
@@ -72,7 +72,7 @@ def read_state(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, An
     CheckpointError
         When it is damaged.
     ValueError
-        When it is no training state, or one of another format.
+        When it is no training state; OtherVersionError when it is one of another format.
     """
     try:
         tensors, metadata = read_tensors(path)
@@ -108,12 +108,12 @@ def check_format(path: Path, state: Mapping[str, Any]) -> None:
 
     Raises
     ------
-    ValueError
+    OtherVersionError
         When the format is another one.
     """
     found = state.get("format", 1)
     if type(found) is not int or found != STATE_FORMAT:
-        raise ValueError(
+        raise OtherVersionError(
             f"{path} must be of format {STATE_FORMAT}, got format {found!r:.20}: another version "
             "began this training run, and it cannot be resumed. Choose another output folder, or "
             "remove this one."

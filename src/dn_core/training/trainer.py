@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dn_core.errors import OtherRunError
 from dn_core.losses import edge_aware, mse
 from dn_core.networks import DnResNet, grow
 from dn_core.noise import Noisy
@@ -217,8 +218,8 @@ class Trainer:
             When the loss or its gradient is not finite; the weights are unchanged.
         """
         self._begin_step()
-        denoised, clean, noisy = self._forward()
-        loss = _loss(self.recipe, denoised, clean, noisy.std)
+        denoised, target, noisy = self._forward()
+        loss = _loss(self.recipe, denoised, target, noisy.std)
         factor = self.rate * self.schedule.rate(self.step, self.part)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -235,22 +236,22 @@ class Trainer:
             optimizer.step()
         self._average_weights()
         self.step += 1
-        self.megapixels += clean.numel() * self.workers.size / 1e6
+        self.megapixels += target.numel() * self.workers.size / 1e6
         self._count_loss(value)
         self._end_step()
         self.whole = True
         return value
 
     def _forward(self) -> tuple[Tensor, Tensor, Noisy]:
-        """A batch through the network: denoised, clean and noisy patches."""
+        """A batch through the network: denoised patches, their targets and the noisy ones."""
         phase, workers = self.schedule.phase(self.step, self.part), self.workers
         rng = np.random.default_rng((self.recipe.seed, self.stage, workers.rank, self.step))
         training_data = self.training_data.at(self.step, workers.rank, workers.size)
         share = replace(phase, batch=workers.share(phase.batch))
-        clean, noisy, means = training_data.batch(share, rng, self.device)
+        target, noisy, means = training_data.batch(share, rng, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             denoised: Tensor = self.compute(self._with_map(noisy), means)
-        return denoised, clean, noisy
+        return denoised, target, noisy
 
     def _count_loss(self, value: float) -> None:
         """Take a loss into the running mean and into the epoch's sum."""
@@ -307,7 +308,7 @@ class Trainer:
         return torch.stack(torch._foreach_norm(gradients)).square().sum()
 
     def _with_map(self, noisy: Noisy) -> Tensor:
-        planes = torch.cat(noisy, dim=1) if self.recipe.network.noise_map else noisy.image
+        planes = noisy.with_map() if self.recipe.network.noise_map else noisy.image
         return planes.contiguous(memory_format=torch.channels_last)
 
     def _average_weights(self) -> None:
@@ -393,7 +394,7 @@ class Trainer:
         tensors, found = read_state(path)
         state = {"workers": 1, **found}
         if different := differences(self._identity(), state, allow):
-            raise ValueError(other_run_message(path, different))
+            raise OtherRunError(other_run_message(path, different))
         values = {name: torch.from_numpy(array) for name, array in tensors.items()}
         for place in ("network.", "ema_weights.", *(("best.",) if self.keep_best else ())):
             check_weights(path, tensors_under(place, values), self.ema_weights)
@@ -454,13 +455,13 @@ def arrays_of(weights: dict[str, Tensor]) -> dict[str, NDArray[np.float32]]:
     }
 
 
-def _loss(recipe: Recipe, denoised: Tensor, clean: Tensor, std: Tensor) -> Tensor:
+def _loss(recipe: Recipe, denoised: Tensor, target: Tensor, std: Tensor) -> Tensor:
     patch_weight = None
     if recipe.loss_weight == "noise":
         patch_weight = (std.square().mean(dim=(1, 2, 3), keepdim=True) + WEIGHT_FLOOR**2).rsqrt()
     if recipe.loss == "mse":
-        return mse(denoised, clean, patch_weight)
-    return edge_aware(denoised, clean, recipe.loss, patch_weight=patch_weight)
+        return mse(denoised, target, patch_weight)
+    return edge_aware(denoised, target, recipe.loss, patch_weight=patch_weight)
 
 
 def _new_network(recipe: Recipe) -> DnResNet:

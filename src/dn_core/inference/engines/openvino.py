@@ -28,6 +28,8 @@ from dn_core.inference.engines.base import (
     Work,
     is_out_of_memory,
 )
+from dn_core.network_config import BlockKind
+from dn_core.tensor_files import Tensors
 
 __all__ = ["OpenVinoEngine", "import_openvino"]
 
@@ -238,29 +240,43 @@ def _openvino_graph(checkpoint: Checkpoint, shape: tuple[int, ...]) -> Any:
     ops = openvino.opset13
     config, weights = checkpoint.config, checkpoint.weights
 
-    def convolution(x: Any, name: str) -> Any:
-        kernel = weights[f"{name}.weight"]
-        pad = [kernel.shape[2] // 2] * 2
-        return ops.convolution(x, ops.constant(kernel), [1, 1], pad, pad, [1, 1])
+    def blocks(x: Any, chain: str) -> Any:
+        for index, kind in enumerate(config.chains.get(chain, ())):
+            x = _block(ops, weights, x, f"{chain}.{index}", kind)
+        return x
 
-    def depthwise(x: Any, name: str) -> Any:
-        kernel = weights[f"{name}.weight"][:, None]
-        return ops.group_convolution(x, ops.constant(kernel), [1, 1], [1, 1], [1, 1], [1, 1])
+    def levels(x: Any, index: int) -> Any:
+        if index == len(config.levels):
+            return x
+        name = f"levels.{index}"
+        down, up = (ops.constant(weights[f"{name}.{way}.weight"]) for way in ("down", "up"))
+        y = blocks(ops.convolution(x, down, [2, 2], [0, 0], [0, 0], [1, 1]), f"{name}.blocks")
+        y = blocks(levels(y, index + 1), f"{name}.blocks_up")
+        y = ops.convolution_backprop_data(y, up, [2, 2], None, [0, 0], [0, 0], [1, 1])
+        return ops.add(x, y)
 
     source = ops.parameter([1, *shape], np.float32)
     x = ops.space_to_depth(source, "depth_first", config.shuffle) if config.shuffle > 1 else source
     for index in range(len(config.entry)):
-        x = convolution(x, f"entry.{index}")
+        x = _convolution(ops, weights, x, f"entry.{index}")
         x = ops.relu(x) if config.entry_relu else x
-    for index, kind in enumerate(config.blocks):
-        block = f"blocks.{index}"
-        if kind == "full":
-            change = convolution(ops.relu(convolution(x, f"{block}.first")), f"{block}.second")
-        else:
-            change = ops.relu(
-                convolution(ops.relu(depthwise(x, f"{block}.depthwise")), f"{block}.pointwise")
-            )
-        x = ops.add(x, change)
-    x = convolution(x, "last")
+    x = blocks(levels(blocks(x, "blocks"), 0), "blocks_up")
+    x = _convolution(ops, weights, x, "last")
     x = ops.depth_to_space(x, "depth_first", config.shuffle) if config.shuffle > 1 else x
     return openvino.Model([x], [source], checkpoint.card.name)
+
+
+def _convolution(ops: Any, weights: Tensors, x: Any, name: str) -> Any:
+    kernel = weights[f"{name}.weight"]
+    pad = [kernel.shape[2] // 2] * 2
+    return ops.convolution(x, ops.constant(kernel), [1, 1], pad, pad, [1, 1])
+
+
+def _block(ops: Any, weights: Tensors, x: Any, name: str, kind: BlockKind) -> Any:
+    """`ResBlock` or `SeparableBlock`."""
+    if kind == "full":
+        inner = ops.relu(_convolution(ops, weights, x, f"{name}.first"))
+        return ops.add(x, _convolution(ops, weights, inner, f"{name}.second"))
+    kernel = ops.constant(weights[f"{name}.depthwise.weight"][:, None])
+    inner = ops.relu(ops.group_convolution(x, kernel, [1, 1], [1, 1], [1, 1], [1, 1]))
+    return ops.add(x, ops.relu(_convolution(ops, weights, inner, f"{name}.pointwise")))

@@ -19,6 +19,7 @@ from dn_core.inference.engines.base import (
     is_out_of_memory,
 )
 from dn_core.inference.engines.devices import check_not_forked
+from dn_core.network_config import level_of
 
 __all__ = ["TorchEngine"]
 
@@ -68,10 +69,9 @@ class TorchEngine:
         values = 2 * self._config.activations_per_pixel + 2 * self._config.inputs + 5
         if self.dtype == np.float64:
             # torch unfolds the input of such convolutions: a column for each pixel, at times twice.
-            shapes = self._config.weight_shapes().values()
-            values += 2 * -(
-                -max(before * height * width for _, before, height, width in shapes)
-                // self._config.shuffle**2
+            values += 2 * max(
+                -(-before * height * width // (self._config.shuffle * 2 ** level_of(name)) ** 2)
+                for name, (_, before, height, width) in self._config.weight_shapes().items()
             )
         return pixels * self.dtype.itemsize * values
 

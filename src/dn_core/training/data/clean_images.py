@@ -18,6 +18,7 @@ from dn_core import files
 from dn_core.errors import error_message
 from dn_core.files.grey import read_grey
 from dn_core.memory import available_memory, check_memory
+from dn_core.messages import counted
 from dn_core.training.data.augmentation import dihedral, dihedral_walks
 
 __all__ = [
@@ -126,6 +127,21 @@ class CleanImageDataset:
         return len(self.images)
 
     @property
+    def in_words(self) -> str:
+        """What there is to train on, for messages."""
+        return counted(self.count, "image")
+
+    @property
+    def made_up(self) -> bool:
+        """Whether the images are made up, and so have no noise of their own."""
+        return False
+
+    @property
+    def smallest_side(self) -> int:
+        """The smallest side of the images to train on, in pixels."""
+        return int(self._shapes.min())
+
+    @property
     def full_scale(self) -> float:
         """The value that stands for 1.0."""
         return float(np.iinfo(self.images[0].dtype).max)
@@ -212,7 +228,7 @@ class CleanImageDataset:
         patches = np.empty((count, 1, size, size), np.float32)
         for index, (image, top, left, turn) in enumerate(zip(*locations, strict=True)):
             patches[index, 0] = dihedral(
-                self.images[image][top : top + size, left : left + size], int(turn)
+                self._image(image)[top : top + size, left : left + size], int(turn)
             )
         return patches / np.float32(self.full_scale), self._means_of(locations)
 
@@ -250,18 +266,19 @@ class CleanImageDataset:
             When the images do not fit on the device.
         """
         locations = self.patch_locations(count, size, rng)
-        widths = self._shapes[locations.image, 1]
+        begins, widths = self._layout(locations.image)
         rows, columns = dihedral_walks(size)
         # (count, 3): offset of the first pixel, step of a row, step of a column.
         walks = rows[locations.turn] * widths[:, None] + columns[locations.turn]
-        walks[:, 0] += self._begins[locations.image] + locations.top * widths + locations.left
+        walks[:, 0] += begins + locations.top * widths + locations.left
         # The three numbers of each patch travel, not its size * size indices.
         walks_there = torch.from_numpy(walks).to(device, non_blocking=True)
         first, down, right = walks_there[:, :, None, None].unbind(1)
         along = torch.arange(size, device=device)
         places = first + down * along[:, None] + right * along
         # Pixels of 16 bits are stored as signed numbers: the remainder makes them positive again.
-        patches = self._pixels_on(device)[places].to(torch.float32)[:, None] % (self.full_scale + 1)
+        pixels = self._pixels_on(device, locations.image)
+        patches = pixels[places].to(torch.float32)[:, None] % (self.full_scale + 1)
         means = torch.from_numpy(self._means_of(locations)).to(device, non_blocking=True)
         return patches / self.full_scale, means
 
@@ -269,6 +286,14 @@ class CleanImageDataset:
         return (self._means[locations.image] / self.full_scale).astype(np.float32)[
             :, None, None, None
         ]
+
+    def _image(self, index: int) -> NDArray[Any]:
+        """An image by the index that `patch_locations` gives it."""
+        return self.images[index]
+
+    def _layout(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where images begin in the row of all pixels on a device, and their widths."""
+        return self._begins[indices], self._shapes[indices, 1]
 
     @cached_property
     def _shapes(self) -> NDArray[np.int64]:
@@ -283,8 +308,11 @@ class CleanImageDataset:
     def _on_devices(self) -> dict[torch.device, Tensor]:
         return {}
 
-    def _pixels_on(self, device: torch.device) -> Tensor:
-        """All pixels in a row; 16 bits as signed numbers, as torch cannot index unsigned ones."""
+    def _pixels_on(self, device: torch.device, indices: NDArray[np.int64]) -> Tensor:
+        """All pixels in a row, those of the images `indices` at least.
+
+        16 bits are stored as signed numbers: torch cannot index unsigned ones.
+        """
         if device not in self._on_devices:
             if device.type == "cuda":
                 check_memory(

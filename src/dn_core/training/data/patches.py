@@ -16,7 +16,7 @@ from dn_core.noise import Noisy, noise_from_dict
 from dn_core.training.data.augmentation import dihedral
 from dn_core.training.data.image_sources import Pixels
 from dn_core.training.data.scenes import Scene
-from dn_core.training.data.training_data import Batch, Denoiser
+from dn_core.training.data.training_data import Batch, Denoiser, raised
 from dn_core.training.data.user_images import SMALLEST_SIDE, UserImages
 from dn_core.training.recipes import Phase
 
@@ -108,12 +108,13 @@ class FinetunePatches:
 
     @property
     def patch(self) -> int:
-        """The side of patches that fits all images."""
+        """The side of patches that fits all images, with levels a whole number of windows."""
         side = min(
             min(rows.stop - rows.start, columns.stop - columns.start)
             for _, (rows, columns) in self.regions
         )
-        return LARGEST_PATCH if side >= LARGEST_PATCH else SMALLEST_SIDE
+        patch = LARGEST_PATCH if side >= LARGEST_PATCH else SMALLEST_SIDE
+        return patch - patch % self.config.stride if self.config.levels else patch
 
     def fingerprint(self) -> str:
         """See `TrainingData.fingerprint`."""
@@ -146,18 +147,18 @@ class FinetunePatches:
                 dihedral(self._scaled(part), turn) for part in (source[window], wanted)
             )
             means[index] = self.means[id(source)]
-        target_patches = torch.from_numpy(targets).to(device)
+        target_patches, plane_means = (
+            torch.from_numpy(part).to(device) for part in (targets, means)
+        )
         if self.noise is not None:
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             noisy = self._with_noise(target_patches, generator)
-        else:
-            patches = torch.from_numpy(inputs).to(device)
-            std = (patches - target_patches).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-            noisy = Noisy(
-                patches,
-                (std / math.sqrt(2) if self.images.kind == "repeats" else std).expand_as(patches),
-            )
-        return Batch(target_patches, noisy, torch.from_numpy(means).to(device))
+            plane_means = raised(plane_means, target_patches, noisy)
+            return Batch(noisy.wanted(target_patches), noisy, plane_means)
+        patches = torch.from_numpy(inputs).to(device)
+        std = (patches - target_patches).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        std = std / math.sqrt(2) if self.images.kind == "repeats" else std
+        return Batch(target_patches, Noisy(patches, std.expand_as(patches)), plane_means)
 
     def score(self, denoise: Denoiser, device: torch.device) -> float:
         """Mean PSNR of the held-out parts against the clean image or the mean of the other repeats.
@@ -196,7 +197,8 @@ class FinetunePatches:
     def _with_noise(self, clean: Tensor, generator: torch.Generator) -> Noisy:
         assert self.noise is not None
         noisy = self.noise(clean - self.shift, generator)
-        return Noisy(noisy.image + self.shift, noisy.std)
+        target = None if noisy.target is None else noisy.target + self.shift
+        return Noisy(noisy.image + self.shift, noisy.std, target)
 
     def _crop(self, scene: Scene, core: Window, number: int) -> _Crop:
         window, inner = _with_margin(core, scene.shape, self.config)
@@ -212,11 +214,13 @@ class FinetunePatches:
         else:
             source, reference = scene.planes[0], self._scaled(scene.target(core))
         image = torch.from_numpy(self._scaled(source[window]))[None, None]
-        noisy = Noisy(image, torch.zeros_like(image))
-        if self.noise is not None:
-            noisy = self._with_noise(image, torch.Generator().manual_seed(number))
+        wanted = torch.from_numpy(reference)[None, None]
         mean = torch.from_numpy(np.asarray(self.means[id(source)], np.float32).reshape(1, 1, 1, 1))
-        return _Crop(noisy, mean, inner, torch.from_numpy(reference)[None, None])
+        if self.noise is None:
+            return _Crop(Noisy(image, torch.zeros_like(image)), mean, inner, wanted)
+        noisy = self._with_noise(image, torch.Generator().manual_seed(number))
+        wanted = wanted if noisy.target is None else noisy.target[..., *inner]
+        return _Crop(noisy, raised(mean, image, noisy), inner, wanted)
 
 
 def _on(denoise: Denoiser, device: torch.device) -> Denoiser:
@@ -283,11 +287,11 @@ def _middle(part: slice) -> slice:
 def _with_margin(
     core: Window, shape: tuple[int, int], config: NetworkConfig
 ) -> tuple[Window, Window]:
-    """The core with the network's halo around it, aligned to its shuffle; and its place in that."""
+    """The core with the network's halo around it, aligned to its stride; and its place in that."""
     window, inner = [], []
     for part, extent in zip(core, shape, strict=True):
-        start = max(0, part.start - config.halo) // config.shuffle * config.shuffle
-        window.append(slice(start, min(extent, part.stop + config.halo + config.shuffle)))
+        start = max(0, part.start - config.halo) // config.stride * config.stride
+        window.append(slice(start, min(extent, part.stop + config.halo + config.stride)))
         inner.append(slice(part.start - start, part.stop - start))
     return (window[0], window[1]), (inner[0], inner[1])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dn_core.inference.axes import ChannelAxis
 from dn_core.messages import counted
@@ -36,16 +37,17 @@ from dn_core.training.data.scenes import (
     matched,
     sampled_pair,
 )
+from dn_core.training.data.user_noise import NoiseTable, noise_on_scale, noise_table
 
-__all__ = ["NoiseTable", "UserImages", "clean_and_noise", "pairs", "repeats"]
+__all__ = ["UserImages", "clean_and_noise", "pairs", "repeats"]
 
 Kind = Literal["pairs", "repeats", "clean and noise"]
-NoiseTable = dict[str, Any]
-
 SMALLEST_SIDE = 32
 FEWEST_PIXELS = 2**13
 RANGE = (0.1, 99.9)
 """Percentiles that become 0 and 1, so that a few dead or hot pixels do not set the scale."""
+DARKER, MOST_DARKER = 3, 0.05
+"""Pixels are too dark for a detector by so many times its read noise; a share of them is normal."""
 NAMED = 5  # names in a message
 
 
@@ -234,18 +236,15 @@ def clean_and_noise(
     ValueError
         When the noise is of another kind, or there is too little to learn from.
     """
-    from dn_core.noise import noise_from_dict
-
-    table = _noise_table(noise)
-    noise_from_dict([table])
+    table = noise_table(noise)
     images = read_sources(clean, "clean", channel_axis)
     warn_of_axes([image.axes() for image in images])
     scenes = [Scene((), plane) for image in images for plane in image.planes()]
     _check(scenes)
     found = _on_a_scale("clean and noise", scenes, black, white)
-    if table["kind"] == "gaussian":
-        table["sigma"] = table["sigma"] * 255 / found.range
-    return UserImages(found.kind, found.scenes, found.black, found.white, (table,))
+    on_scale = noise_on_scale(table, found.black, found.white)
+    _warn_of_offset(table, scenes)
+    return replace(found, noise=(on_scale,))
 
 
 def _paired(
@@ -334,34 +333,32 @@ def _range_of(scenes: Sequence[Scene]) -> tuple[float, float]:
     planes = [scene.planes[-1] for scene in scenes]
     if all(plane.dtype == np.uint8 for plane in planes):
         return 0.0, 255.0 if any(np.min(plane) != np.max(plane) for plane in planes) else 0.0
-    step = max(1, math.ceil(math.sqrt(sum(plane.size for plane in planes) / SAMPLE_PIXELS)))
-    every = slice(None, None, step)
-    sample = np.concatenate([scene.target((every, every)).ravel() for scene in scenes])
-    low, high = np.percentile(sample.astype(np.float64), RANGE)
+    low, high = np.percentile(_sample(scenes), RANGE)
     return float(low), float(high)
 
 
-def _noise_table(noise: Any) -> NoiseTable:
-    from dn_core.noise import Gaussian, Poisson, PoissonGaussian
+def _sample(scenes: Sequence[Scene]) -> NDArray[np.float64]:
+    """Some of the pixels of what is learnt from."""
+    pixels = sum(math.prod(scene.shape) for scene in scenes)
+    every = slice(None, None, max(1, math.ceil(math.sqrt(pixels / SAMPLE_PIXELS))))
+    sample = np.concatenate([scene.target((every, every)).ravel() for scene in scenes])
+    return sample.astype(np.float64)
 
-    kinds = {Gaussian: "gaussian", Poisson: "poisson", PoissonGaussian: "poisson-gaussian"}
-    if type(noise) in kinds:
-        names = ("sigma", "peak")
-        given = {
-            name: getattr(noise, name) for name in names if getattr(noise, name, None) is not None
-        }
-        noise = {"kind": kinds[type(noise)], **given}
-    if not isinstance(noise, dict) or noise.get("kind") not in kinds.values():
-        raise ValueError(
-            "noise must be Gaussian, Poisson or PoissonGaussian of dn_core.noise, or a table with "
-            f"one of the kinds {', '.join(kinds.values())}, got {noise!r}. Change noise."
+
+def _warn_of_offset(table: NoiseTable, scenes: Sequence[Scene]) -> None:
+    """Say that much of the images is darker than a detector without light."""
+    if table["kind"] != "detector" or not table.get("offset"):
+        return
+    read_noise = table.get("read_noise", 0.0)
+    dark = table["offset"] - table.get("pedestal", 0.0)
+    share = float(np.mean(_sample(scenes) < dark - DARKER * read_noise))
+    if share > MOST_DARKER:
+        warnings.warn(
+            f"{share:.0%} of the pixels are darker than the detector without light (grey level "
+            f"{dark:g}) and get no shot noise. Check offset, and whether the images are raw.",
+            UserWarning,
+            stacklevel=3,
         )
-    for name, value in noise.items():
-        if name != "kind" and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise ValueError(
-                f"{name} of the noise must be a plain number, got {value!r}. Change {name}."
-            )
-    return dict(noise)
 
 
 def _digest(plane: Pixels) -> str:
